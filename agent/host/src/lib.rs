@@ -1,0 +1,10 @@
+//! The host side of a sandbox: cgroups, descriptors, processes and the messages between the daemons of one agent.
+//!
+//! With `fsb-park` this is the only code with `unsafe` in it. Everything is synchronous and knows no runtime, so
+//! the single-threaded daemons and the agent share it.
+
+pub mod cgroup;
+pub mod paths;
+pub mod pidfd;
+pub mod socket;
+pub mod wire;

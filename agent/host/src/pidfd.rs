@@ -1,0 +1,44 @@
+//! Process descriptors: a handle to a process that cannot be reused by another (pidfd_open(2)).
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Opens the process `pid`. It becomes readable when the process has ended.
+pub fn open(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Sends a signal. `ESRCH` if the process has ended and was reaped.
+pub fn kill(pidfd: impl AsFd, signal: Signal) -> nix::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: no siginfo is passed; the kernel fills it in as kill(2) would.
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, std::ptr::null::<u8>(), 0) })?;
+    Ok(())
+}
+
+/// Whether the process has ended (also: a zombie).
+pub fn ended(pidfd: BorrowedFd<'_>) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_child_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let fd = open(child.id() as i32).unwrap();
+        assert!(!ended(fd.as_fd()));
+        kill(&fd, Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        assert!(ended(fd.as_fd()));
+        assert_eq!(kill(&fd, Signal::SIGKILL), Err(Errno::ESRCH));
+    }
+}
