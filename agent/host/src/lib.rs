@@ -4,7 +4,13 @@
 //! the single-threaded daemons and the agent share it.
 
 pub mod cgroup;
+pub mod handoff;
+pub mod memfd;
+pub mod mount;
+pub mod openat;
+pub mod park;
 pub mod paths;
 pub mod pidfd;
+pub mod seccomp;
 pub mod socket;
 pub mod wire;
