@@ -11,6 +11,7 @@ pub mod openat;
 pub mod park;
 pub mod paths;
 pub mod pidfd;
+pub mod process;
 pub mod seccomp;
 pub mod socket;
 pub mod wire;
