@@ -1,0 +1,152 @@
+//! The connection to a controller.
+
+use crate::config::{Endpoint, Settings};
+use crate::error::{Context, Failure, Result};
+use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
+use std::time::Duration;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+/// How long any call may take that only looks or asks.
+pub(crate) const CALL: Duration = Duration::from_secs(30);
+/// How long a create may take: an image may have to be pulled.
+pub(crate) const CREATE: Duration = Duration::from_secs(600);
+const CONNECT: Duration = Duration::from_secs(5);
+/// A list of ten thousand sandboxes with their environment.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// The Fast-Path with the bearer token, if there is one.
+pub(crate) type FastPath = FastPathServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// Adds the token to every call.
+#[derive(Clone)]
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Connects to a server.
+pub(crate) async fn channel(endpoint: &Endpoint) -> std::result::Result<Channel, String> {
+    let uri = match endpoint {
+        Endpoint::Unix(path) => format!("unix:{}", path.display()),
+        Endpoint::Tcp(address) => format!("http://{address}"),
+    };
+    let endpoint = tonic::transport::Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
+    endpoint.connect_timeout(CONNECT).connect().await.map_err(|error| root_cause(&error))
+}
+
+/// Connects to the controller of the settings.
+pub(crate) async fn connect(settings: &Settings) -> Result<FastPath> {
+    let token = match &settings.token {
+        Some(token) => Some(
+            MetadataValue::try_from(format!("Bearer {token}"))
+                .map_err(|_| Failure::usage("the token holds characters that no token has"))?,
+        ),
+        None => None,
+    };
+    if settings.verbose {
+        eprintln!("controller: {}", settings.endpoint);
+    }
+    let channel = channel(&settings.endpoint).await.map_err(|why| unreachable(&settings.endpoint, &why))?;
+    let client = FastPathServiceClient::with_interceptor(channel, Bearer(token));
+    Ok(client.max_decoding_message_size(MAX_ANSWER_BYTES))
+}
+
+fn unreachable(endpoint: &Endpoint, why: &str) -> Failure {
+    Failure::new(format!("cannot reach the controller at {endpoint}: {why}"))
+        .hint("`fsb-ctl local up` starts a node on this machine, --endpoint or FSB_ENDPOINT names another controller")
+}
+
+/// A runtime of one thread: nothing here needs more.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())
+}
+
+/// Runs a command that talks to a server.
+pub(crate) fn online(command: impl Future<Output = Result<u8>>) -> Result<u8> {
+    runtime()?.block_on(command)
+}
+
+/// A request with a deadline.
+pub(crate) fn request<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+/// What a user is told about a call that failed. A hint that the server gives goes before one of ours.
+pub(crate) fn failure(settings: &Settings, status: &Status) -> Failure {
+    let message = status.message().trim();
+    let (what, theirs) = match message.split_once("hint: ") {
+        Some((what, hint)) => (what.trim_end_matches([' ', '\n', ';', '(', ',']), Some(hint.trim_end_matches(')'))),
+        None => (message, None),
+    };
+    let from_transport = std::error::Error::source(status).is_some();
+    let failure = match status.code() {
+        Code::Unavailable | Code::Unknown if from_transport => {
+            return unreachable(&settings.endpoint, &root_cause(status));
+        }
+        Code::Cancelled if from_transport => Failure::new("the controller did not answer in time"),
+        Code::DeadlineExceeded => Failure::new(format!("it took too long: {what}")),
+        Code::Unimplemented => Failure::new(format!("the controller at {} cannot do this", settings.endpoint))
+            .hint("it is older than this fsb-ctl, or another program"),
+        Code::NotFound => Failure::new(what).hint(format!("fsb-ctl list -n {}", settings.namespace)),
+        Code::Unauthenticated => Failure::new(what).hint("give a token with --token or FSB_TOKEN"),
+        Code::PermissionDenied => Failure::new(what).hint("this token is for other namespaces; choose one with -n"),
+        Code::ResourceExhausted => Failure::new(what).hint("`fsb-ctl list -A` shows who uses the pool"),
+        Code::Unavailable => Failure::new(what).hint("`fsb-ctl local status` shows the agents of the local node"),
+        code if what.is_empty() => Failure::new(format!("the controller refused: {code:?}")),
+        _ => Failure::new(what),
+    };
+    match theirs {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// The innermost reason: the outer ones only say "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            endpoint: Endpoint::Tcp("localhost:1".into()),
+            namespace: "default".into(),
+            token: None,
+            editor: None,
+            root: None,
+            verbose: false,
+        }
+    }
+
+    #[test]
+    fn the_servers_hint_goes_before_ours() {
+        let told = failure(&settings(), &Status::not_found("no sandbox x; hint: look elsewhere"));
+        assert_eq!((told.what.as_str(), told.hint.as_deref()), ("no sandbox x", Some("look elsewhere")));
+        let told = failure(&settings(), &Status::not_found("no sandbox x"));
+        assert_eq!(told.hint.as_deref(), Some("fsb-ctl list -n default"));
+    }
+
+    #[test]
+    fn a_refusal_without_words_still_says_something() {
+        assert!(failure(&settings(), &Status::internal("")).what.contains("Internal"));
+    }
+}

@@ -1,0 +1,284 @@
+//! The checks. What a file says is judged by a pure function; the rest is tried.
+
+use super::Finding;
+use crate::local::dirs::Dirs;
+use crate::local::{self, program};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statvfs::statvfs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+/// openat2, pidfd_open, clone3, fsopen, close_range and overlayfs' `volatile` (5.10).
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+const DESCRIPTORS: u64 = 1 << 16;
+const DISK_BYTES: u64 = 1 << 30;
+
+/// Looks at everything.
+pub(crate) fn all(dirs: &Dirs) -> Vec<Finding> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let mut findings = vec![root(), kernel(&read("/proc/sys/kernel/osrelease"))];
+    findings.push(filesystem(&read("/proc/filesystems")));
+    findings.push(seccomp(&read("/proc/sys/kernel/seccomp/actions_avail")));
+    findings.push(io_uring(&read("/proc/sys/kernel/io_uring_disabled")));
+    findings.push(cgroups(
+        &read("/proc/cgroups"),
+        &read("/proc/self/mountinfo"),
+        &read("/sys/fs/cgroup/cgroup.controllers"),
+    ));
+    findings.extend(programs_found());
+    findings.push(namespaces());
+    findings.push(overlay(&dirs.state));
+    findings.push(disk(&dirs.state));
+    findings.push(descriptors());
+    findings.push(ports(dirs));
+    findings.extend(node_programs());
+    findings
+}
+
+fn root() -> Finding {
+    if nix::unistd::geteuid().is_root() {
+        Finding::ok("root", "yes")
+    } else {
+        Finding::missing("root", "no", "run fsb-ctl with sudo")
+    }
+}
+
+fn kernel(release: &str) -> Finding {
+    let release = release.trim();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= OLDEST_KERNEL {
+        Finding::ok("kernel", format!("{release}: pidfd, clone3, openat2, fsopen"))
+    } else {
+        let (major, minor) = OLDEST_KERNEL;
+        Finding::missing(
+            "kernel",
+            release,
+            format!("boot Linux {major}.{minor} or newer: openat2, fsopen, clone3 and pidfd are needed"),
+        )
+    }
+}
+
+fn filesystem(filesystems: &str) -> Finding {
+    if filesystems.lines().any(|line| line.split_whitespace().next_back() == Some("overlay")) {
+        Finding::ok("overlayfs", "in the kernel")
+    } else {
+        // It may be a module that nobody has needed yet; the mount below decides.
+        Finding::warning("overlayfs", "not loaded", "modprobe overlay")
+    }
+}
+
+fn seccomp(actions: &str) -> Finding {
+    if actions.split_whitespace().any(|action| action == "errno") {
+        Finding::ok("seccomp", "filters")
+    } else {
+        Finding::missing("seccomp", "no filters", "boot a kernel with CONFIG_SECCOMP_FILTER")
+    }
+}
+
+/// 0 = everybody may, 1 = only a group and CAP_SYS_ADMIN, 2 = nobody (sysctl kernel.io_uring_disabled).
+fn io_uring(disabled: &str) -> Finding {
+    match disabled.trim() {
+        "2" => Finding::warning(
+            "io_uring",
+            "forbidden",
+            "logs are drained with epoll instead; sysctl -w kernel.io_uring_disabled=0 allows it",
+        ),
+        _ => Finding::ok("io_uring", "allowed"),
+    }
+}
+
+const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "freezer"];
+
+/// `proc` is /proc/cgroups, `v2` is cgroup.controllers at the root of a machine that has only v2.
+fn cgroups(proc: &str, mountinfo: &str, v2: &str) -> Finding {
+    let mounts: Vec<&str> =
+        mountinfo.lines().filter_map(|line| line.split_once(" - ").map(|(_, after)| after)).collect();
+    let v1: Vec<&str> = mounts.iter().filter(|mount| mount.starts_with("cgroup ")).copied().collect();
+    let has_v2 = mounts.iter().any(|mount| mount.starts_with("cgroup2 "));
+    let kind = match (v1.is_empty(), has_v2) {
+        (false, true) => "hybrid",
+        (false, false) => "v1",
+        (true, true) => "v2",
+        (true, false) => {
+            return Finding::missing("cgroups", "nothing is mounted", "mount -t cgroup2 none /sys/fs/cgroup");
+        }
+    };
+    let available = |name: &str| {
+        let mounted = v1.iter().any(|mount| mount.split([' ', ',']).any(|word| word == name));
+        // v2 freezes without a controller.
+        mounted || v2.split_whitespace().any(|word| word == name) || (kind == "v2" && name == "freezer")
+    };
+    let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !available(name)).collect();
+    if missing.is_empty() {
+        return Finding::ok("cgroups", format!("{kind}: {}", CONTROLLERS.join(", ")));
+    }
+    let off = |name: &&str| proc.lines().any(|line| line.starts_with(*name) && line.ends_with("\t0"));
+    let fix = match missing.iter().find(|name| off(name)) {
+        Some(name) => format!("boot with cgroup_enable={name}"),
+        None => "mount these controllers, or boot a kernel that has them".into(),
+    };
+    Finding::missing("cgroups", format!("{kind}, without {}", missing.join(", ")), fix)
+}
+
+fn programs_found() -> Vec<Finding> {
+    let check = |check: &'static str, names: &[&str], package: &str, needed: bool| {
+        let absent: Vec<&str> = names.iter().copied().filter(|name| program::on_path(name).is_none()).collect();
+        match (absent.is_empty(), needed) {
+            (true, _) => Finding::ok(check, "installed"),
+            (false, true) => {
+                Finding::missing(check, format!("no {}", absent.join(", ")), format!("apt-get install {package}"))
+            }
+            (false, false) => Finding::warning(
+                check,
+                format!("no {}", absent.join(", ")),
+                format!("apt-get install {package}, or start with --no-egress"),
+            ),
+        }
+    };
+    vec![
+        check("ip", &["ip"], "iproute2", true),
+        check("util-linux", &["unshare", "nsenter"], "util-linux", true),
+        check("nft", &["nft"], "nftables", false),
+    ]
+}
+
+fn namespaces() -> Finding {
+    let kinds = ["--fork", "--pid", "--mount", "--mount-proc", "--ipc", "--uts", "--net", "--", "true"];
+    match program::run("unshare", kinds) {
+        Ok(_) => Finding::ok("namespaces", "pid, mount, ipc, uts, net"),
+        Err(failure) => {
+            Finding::missing("namespaces", failure.what, "run as root, outside of a container that forbids namespaces")
+        }
+    }
+}
+
+/// Tries an overlay whose writable layer lies where the sandboxes' would.
+fn overlay(state: &Path) -> Finding {
+    let place = existing(state);
+    let Ok(directory) = tempfile::Builder::new().prefix(".fsb-doctor-").tempdir_in(&place) else {
+        return Finding::missing(
+            "overlay mount",
+            format!("cannot write to {}", place.display()),
+            "run as root on a writable disk",
+        );
+    };
+    let script = "cd \"$1\" && mkdir lower upper work merged && \
+                  mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged && touch merged/x";
+    let path = directory.path().to_string_lossy().into_owned();
+    let words = ["--mount", "--propagation", "private", "--", "sh", "-c", script, "sh", path.as_str()];
+    match program::run("unshare", words) {
+        Ok(_) => Finding::ok("overlay mount", format!("works on {}", place.display())),
+        Err(failure) => Finding::missing(
+            "overlay mount",
+            failure.what,
+            format!("put {} on ext4, xfs or btrfs, not on an overlay; modprobe overlay", state.display()),
+        ),
+    }
+}
+
+fn disk(state: &Path) -> Finding {
+    let place = existing(state);
+    match statvfs(&place) {
+        Err(error) => Finding::warning("disk", format!("{}: {error}", place.display()), "look at that directory"),
+        Ok(stat) => {
+            let free = stat.blocks_available() * stat.fragment_size();
+            let found = format!("{} free on {}", crate::units::human_bytes(free), place.display());
+            if free >= DISK_BYTES {
+                Finding::ok("disk", found)
+            } else {
+                Finding::warning("disk", found, "make room for images and writable layers")
+            }
+        }
+    }
+}
+
+fn descriptors() -> Finding {
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((_, hard)) if hard < DESCRIPTORS => Finding::warning(
+            "descriptors",
+            format!("at most {hard}"),
+            format!("ulimit -Hn {DESCRIPTORS}: a sandbox costs its keeper some"),
+        ),
+        Ok((_, hard)) => Finding::ok("descriptors", format!("at most {hard}")),
+        Err(error) => Finding::warning("descriptors", error.to_string(), "look at ulimit -n"),
+    }
+}
+
+/// The ports of the machine's own node; one with a root takes free ones.
+fn ports(dirs: &Dirs) -> Finding {
+    if dirs.root.is_some() || local::is_served(dirs) {
+        return Finding::ok(
+            "ports",
+            if dirs.root.is_some() { "free ones are taken" } else { "held by the local node" },
+        );
+    }
+    let taken: Vec<String> = [9090u16, 9091, 9092]
+        .into_iter()
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_err())
+        .map(|port| port.to_string())
+        .collect();
+    if taken.is_empty() {
+        Finding::ok("ports", "127.0.0.1:9090-9092 are free")
+    } else {
+        let fix = "stop what listens there (ss -ltnp), or use a node with --root, which takes free ports";
+        Finding::missing("ports", format!("127.0.0.1: {} in use", taken.join(", ")), fix)
+    }
+}
+
+fn node_programs() -> Vec<Finding> {
+    let absent: Vec<&str> = ["fsb-controller", "fsb-keeper", "fsb-agent", "fsb-spawner"]
+        .into_iter()
+        .filter(|name| program::ours(name).is_err())
+        .collect();
+    vec![if absent.is_empty() {
+        Finding::ok("programs", "all beside fsb-ctl or on the PATH")
+    } else {
+        Finding::missing("programs", format!("no {}", absent.join(", ")), "make build puts them into target/release")
+    }]
+}
+
+/// The path itself, or the nearest directory above that is there.
+fn existing(path: &Path) -> PathBuf {
+    path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Verdict::{self, Missing, Ok, Warning};
+    use super::*;
+
+    fn verdict(finding: Finding) -> Verdict {
+        assert_eq!(finding.verdict == Ok, finding.fix.is_empty(), "a finding has a fix: {finding:?}");
+        finding.verdict
+    }
+
+    #[test]
+    fn an_old_kernel_is_missing_something() {
+        assert_eq!(verdict(kernel("6.18.44-fc\n")), Ok);
+        assert_eq!(verdict(kernel("5.10.0-9")), Ok);
+        assert_eq!(verdict(kernel("5.9.1")), Missing);
+        assert_eq!(verdict(kernel("")), Missing);
+    }
+
+    #[test]
+    fn a_forbidden_io_uring_is_only_a_warning() {
+        assert_eq!(verdict(io_uring("2\n")), Warning);
+        assert_eq!(verdict(io_uring("0\n")), Ok);
+        assert_eq!(verdict(io_uring("")), Ok);
+    }
+
+    #[test]
+    fn every_controller_that_limits_sandboxes_is_looked_for() {
+        let v1 = "1 2 0:1 / /c rw - cgroup cgroup rw,memory\n1 2 0:1 / /c rw - cgroup cgroup rw,cpu,cpuacct\n\
+                  1 2 0:1 / /c rw - cgroup cgroup rw,pids\n";
+        let freezer = "1 2 0:1 / /c rw - cgroup cgroup rw,freezer\n1 2 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(verdict(cgroups("", &format!("{v1}{freezer}"), "")), Ok);
+        assert_eq!(verdict(cgroups("", v1, "")), Missing);
+        let v2 = "1 2 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(verdict(cgroups("", v2, "cpuset cpu io memory pids")), Ok);
+        let off = cgroups("memory\t0\t1\t0\n", v2, "cpu pids");
+        assert!(off.fix.contains("cgroup_enable=memory"), "{off:?}");
+        assert_eq!(verdict(cgroups("", "", "")), Missing);
+    }
+}

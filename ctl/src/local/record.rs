@@ -1,0 +1,89 @@
+//! `RUN/node.json`: what was started, so that it can be found again.
+
+use super::dirs::Dirs;
+use super::process::Process;
+use super::subnets::Subnet;
+use crate::error::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// A node: the plan, and the processes that carry it out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) agents: Vec<Agent>,
+    /// The /16 of the agents' networks.
+    pub(crate) subnet: String,
+    pub(crate) egress: bool,
+    pub(crate) warm_images: Vec<String>,
+    pub(crate) controller_args: Vec<String>,
+    /// The controller's TCP addresses.
+    pub(crate) addresses: Addresses,
+    /// Directories of the supervisor's own cgroup, one per hierarchy.
+    pub(crate) cgroups: Vec<PathBuf>,
+    pub(crate) controller: Option<Process>,
+    /// By the agent's name.
+    pub(crate) keepers: BTreeMap<String, Keeper>,
+}
+
+/// One agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) pool: String,
+    pub(crate) namespace: String,
+    /// 0 = no limit.
+    pub(crate) capacity: u32,
+    /// The third byte of its network.
+    pub(crate) octet: u8,
+}
+
+/// Where the controller listens beside its socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Addresses {
+    pub(crate) fastpath: String,
+    pub(crate) metrics: String,
+    pub(crate) health: String,
+}
+
+/// The two processes of a keeper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Keeper {
+    /// `unshare`, outside of the pid namespace: with it the kernel ends the keeper.
+    pub(crate) unshare: Process,
+    /// PID 1 of the namespace: with it the kernel ends everything of the agent.
+    pub(crate) keeper: Process,
+}
+
+impl Keeper {
+    pub(crate) fn alive(&self) -> bool {
+        self.keeper.alive()
+    }
+}
+
+impl Node {
+    /// What the node says of itself; `None` if it is not there or cannot be read.
+    pub(crate) fn read(dirs: &Dirs) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dirs.record()).ok()?).ok()
+    }
+
+    /// Replaces the file in one step.
+    pub(crate) fn write(&self, dirs: &Dirs) -> Result<()> {
+        let path = dirs.record();
+        let next = path.with_extension("next");
+        let text = serde_json::to_vec_pretty(self).context(|| "cannot write down the node".into())?;
+        std::fs::write(&next, text).context(|| format!("cannot write {}", next.display()))?;
+        std::fs::rename(&next, &path).context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Whether anything of it still runs.
+    pub(crate) fn lives(&self) -> bool {
+        self.controller.as_ref().is_some_and(Process::alive) || self.keepers.values().any(Keeper::alive)
+    }
+
+    /// The address of an agent's sandboxes.
+    pub(crate) fn ip(&self, agent: &Agent) -> Option<Ipv4Addr> {
+        self.subnet.parse::<Subnet>().ok().map(|subnet| subnet.sandboxes(agent.octet))
+    }
+}

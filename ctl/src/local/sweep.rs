@@ -1,0 +1,49 @@
+//! What is left of an agent after its keeper has died: the processes are gone with the pid namespace, the rest is
+//! removed here. Logs stay.
+
+use super::dirs::Dirs;
+use super::record::{Agent, Keeper, Node};
+use super::{cgroups, mounts};
+use crate::error::{Context, Failure, Result};
+use nix::sys::signal::Signal;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+const END: Duration = Duration::from_secs(10);
+
+/// Makes sure that both processes of a keeper are gone; with them the kernel ends the whole pid namespace.
+pub(crate) fn end(keeper: &Keeper) -> Result<()> {
+    keeper.keeper.signal(Signal::SIGKILL);
+    keeper.unshare.signal(Signal::SIGKILL);
+    if keeper.keeper.wait(END) && keeper.unshare.wait(END) {
+        return Ok(());
+    }
+    Err(Failure::new(format!("the keeper (process {}) does not die", keeper.keeper.pid)))
+}
+
+/// Removes the cgroups, writable layers and run files of an agent.
+pub(crate) fn agent(dirs: &Dirs, node: &Node, agent: &Agent) -> Result<()> {
+    cgroups::remove(&node.cgroups, &dirs.agent_cgroup(&agent.name))?;
+    let (state, run) = (dirs.state.join(&agent.name), dirs.run.join(&agent.name));
+    for directory in [&state, &run] {
+        mounts::unmount_below(directory)?;
+        remove(directory)?;
+    }
+    remove(&dirs.agent_socket(&agent.name))
+}
+
+/// Removes a file or a directory with all that is in it, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,200 @@
+//! `local up`: starts the supervisor and waits until every agent is ready.
+
+use super::agents::Flags;
+use super::dirs::Dirs;
+use super::{down, lock, program};
+use crate::client;
+use crate::config::{Endpoint, Settings};
+use crate::error::{Context, Failure, Result};
+use crate::local::record::Node;
+use crate::{doctor, output};
+use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
+use fsb_proto::fastpath::{AgentSummary, ListAgentsRequest};
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(20);
+const ASK: Duration = Duration::from_secs(2);
+/// A log that has grown beyond this is put aside at the next start.
+const LOG_BYTES: u64 = 10 << 20;
+const TAIL_LINES: usize = 25;
+
+pub(crate) fn run(flags: &Flags, dirs: &Dirs, settings: &Settings) -> Result<u8> {
+    super::need_root()?;
+    // Said now and not in a log.
+    flags.agents(dirs, 0)?;
+    for name in ["fsb-controller", "fsb-keeper", "fsb-agent", "fsb-spawner"] {
+        program::ours(name)?;
+    }
+    if lock::holder(&dirs.lock()).is_some() {
+        eprintln!("the local node is up already; to change it: fsb-ctl local down{}, then up again", dirs.flag());
+        let node = ready(dirs, settings, None).map_err(|why| {
+            Failure::new(why).hint(format!("fsb-ctl local status{}, and {}", dirs.flag(), dirs.node_log().display()))
+        })?;
+        welcome(dirs, &node);
+        return Ok(0);
+    }
+    let log = open_log(dirs)?;
+    let before = log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    let mut supervisor = start(flags, dirs, log)?;
+    let spinner = output::spinner("starting the local node");
+    let outcome = ready(dirs, settings, Some(&mut supervisor));
+    spinner.finish_and_clear();
+    match outcome {
+        Ok(node) => {
+            welcome(dirs, &node);
+            Ok(0)
+        }
+        Err(why) => {
+            eprintln!("the last lines of {}:", dirs.node_log().display());
+            eprintln!("{}", tail(dirs, before));
+            doctor::tell_problems(dirs);
+            if let Err(failure) = down::stop(dirs, false) {
+                output::failure(&failure);
+            }
+            let _ = supervisor.wait();
+            Err(Failure::new(format!("the local node did not start: {why}"))
+                .hint("`fsb-ctl doctor` checks this machine; what was started is stopped again"))
+        }
+    }
+}
+
+fn open_log(dirs: &Dirs) -> Result<File> {
+    let path = dirs.node_log();
+    std::fs::create_dir_all(&dirs.log).context(|| format!("cannot make {}", dirs.log.display()))?;
+    if path.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES) {
+        let _ = std::fs::rename(&path, path.with_extension("log.1"));
+    }
+    File::options().append(true).create(true).open(&path).context(|| format!("cannot open {}", path.display()))
+}
+
+fn start(flags: &Flags, dirs: &Dirs, log: File) -> Result<Child> {
+    let me = std::env::current_exe().context(|| "cannot find fsb-ctl itself".into())?;
+    let error = log.try_clone().context(|| "cannot open the log twice".into())?;
+    let mut command = Command::new(me);
+    command.args(["local", "serve", "--detached"]).args(flags.to_arguments());
+    if let Some(root) = &dirs.root {
+        command.arg("--root").arg(root);
+    } else {
+        command.env_remove("FSB_ROOT");
+    }
+    command.current_dir("/").stdin(Stdio::null()).stdout(log).stderr(error);
+    command.spawn().context(|| "cannot start the supervisor".into())
+}
+
+/// Waits until the controller knows every agent as healthy. The error says what is missing.
+fn ready(dirs: &Dirs, settings: &Settings, supervisor: Option<&mut Child>) -> std::result::Result<Node, String> {
+    let runtime = client::runtime().map_err(|failure| failure.to_string())?;
+    runtime.block_on(wait(dirs, settings, supervisor))
+}
+
+async fn wait(
+    dirs: &Dirs,
+    settings: &Settings,
+    mut supervisor: Option<&mut Child>,
+) -> std::result::Result<Node, String> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if let Some(Ok(Some(status))) = supervisor.as_mut().map(|child| child.try_wait()) {
+            return Err(format!("the supervisor has ended ({status})"));
+        }
+        let missing = match Node::read(dirs) {
+            None => "the supervisor has not written down its plan".to_owned(),
+            Some(node) => match agents(dirs, settings).await {
+                Err(why) => format!("the controller does not answer: {why}"),
+                Ok(known) => match unhealthy(&node, &known) {
+                    names if names.is_empty() => return Ok(node),
+                    names => format!("not ready: {}", names.join(", ")),
+                },
+            },
+        };
+        if Instant::now() > until {
+            return Err(missing);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The agents that the node's controller knows.
+pub(crate) async fn agents(dirs: &Dirs, settings: &Settings) -> std::result::Result<Vec<AgentSummary>, String> {
+    let ask = async {
+        let channel = client::channel(&Endpoint::Unix(dirs.controller_socket())).await?;
+        let mut request = client::request(ListAgentsRequest {}, ASK);
+        if let Some(token) = settings.token.as_ref().and_then(|token| format!("Bearer {token}").parse().ok()) {
+            request.metadata_mut().insert("authorization", token);
+        }
+        let answer = FastPathServiceClient::new(channel).list_agents(request).await;
+        answer.map(|answer| answer.into_inner().items).map_err(|status| status.message().to_owned())
+    };
+    tokio::time::timeout(ASK, ask).await.unwrap_or_else(|_| Err("no answer in time".into()))
+}
+
+fn unhealthy(node: &Node, known: &[AgentSummary]) -> Vec<String> {
+    let healthy = |name: &str, namespace: &str| {
+        known.iter().any(|agent| agent.healthy && agent.name == name && agent.namespace == namespace)
+    };
+    let missing = node.agents.iter().filter(|agent| !healthy(&agent.name, &agent.namespace));
+    missing.map(|agent| agent.name.clone()).collect()
+}
+
+/// The end of what was logged since this start.
+fn tail(dirs: &Dirs, from: u64) -> String {
+    let text = std::fs::read(dirs.node_log()).unwrap_or_default();
+    let new = String::from_utf8_lossy(text.get(from as usize..).unwrap_or_default()).into_owned();
+    let lines: Vec<&str> = new.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("  {line}\n")).collect()
+}
+
+fn welcome(dirs: &Dirs, node: &Node) {
+    let agents: Vec<String> = node
+        .agents
+        .iter()
+        .map(|agent| {
+            let room = if agent.capacity == 0 { "any number of".to_owned() } else { agent.capacity.to_string() };
+            let ip = node.ip(agent).map(|ip| ip.to_string()).unwrap_or_default();
+            format!("  {} (pool {}, namespace {}, {ip}, {room} sandboxes)", agent.name, agent.pool, agent.namespace)
+        })
+        .collect();
+    println!("the local node is up:\n{}", agents.join("\n"));
+    println!("controller: unix:{} and {}", dirs.controller_socket().display(), node.addresses.fastpath);
+    if dirs.root.is_some() {
+        println!("use it:     export FSB_ENDPOINT=unix:{}", dirs.controller_socket().display());
+    }
+    println!("stop it:    fsb-ctl local down{}", dirs.flag());
+    println!("Sandboxes of one agent share its network and trust each other on it.");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::record::{Addresses, Agent};
+
+    #[test]
+    fn a_node_is_ready_when_each_of_its_own_agents_is_healthy() {
+        let agent =
+            |name: &str| Agent { name: name.into(), pool: "p".into(), namespace: "n".into(), capacity: 1, octet: 1 };
+        let text = String::new;
+        let node = Node {
+            agents: vec![agent("a"), agent("b")],
+            subnet: "10.213.0.0/16".into(),
+            egress: false,
+            warm_images: vec![],
+            controller_args: vec![],
+            addresses: Addresses { fastpath: text(), metrics: text(), health: text() },
+            cgroups: vec![],
+            controller: None,
+            keepers: Default::default(),
+        };
+        let known = |name: &str, namespace: &str, healthy| AgentSummary {
+            name: name.into(),
+            namespace: namespace.into(),
+            healthy,
+            ..AgentSummary::default()
+        };
+        assert_eq!(unhealthy(&node, &[known("a", "n", true), known("b", "other", true)]), ["b"]);
+        assert_eq!(unhealthy(&node, &[known("a", "n", false), known("b", "n", true)]), ["a"]);
+        assert!(unhealthy(&node, &[known("b", "n", true), known("a", "n", true)]).is_empty());
+    }
+}
