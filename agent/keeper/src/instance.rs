@@ -1,0 +1,177 @@
+//! The life of one instance: adopted from the spawner, started, ended.
+
+use crate::keeper::Keeper;
+use crate::log::Log;
+use crate::started::{Progress, StartedPipe};
+use crate::{agent, sweep};
+use fsb_host::process::{self, Exit};
+use fsb_host::wire::{End, FromKeeper, Made, MakeFailed, Stage};
+use fsb_host::{cgroup, pidfd};
+use nix::sys::signal::Signal;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tracing::{debug, error, info, warn};
+
+/// How long an end waits for end-of-file on the log's pipes: their other ends may have been passed to somebody else.
+const LOG_PATIENCE: Duration = Duration::from_millis(900);
+
+/// The descriptors of an instance.
+pub(crate) struct Handles {
+    pub(crate) pidfd: Rc<OwnedFd>,
+    /// Our copy of the control end, until it has started.
+    pub(crate) ctl: Option<Rc<OwnedFd>>,
+    started: Rc<StartedPipe>,
+    log: Rc<Log>,
+}
+
+/// Takes a paused container over from the spawner and tells the agent.
+pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>) {
+    let id = made.id.clone();
+    let refuse = |error: String| {
+        warn!(instance = id, error, "a container that was made cannot be taken over");
+        let failed = MakeFailed { id: id.clone(), stage: "adopt".into(), error };
+        let keeper = keeper.clone();
+        tokio::task::spawn_local(async move {
+            sweep::leftovers(&keeper, &failed.id).await;
+            agent::tell(&keeper, FromKeeper::MakeFailed(failed), Vec::new());
+        });
+    };
+    let Ok([ctl, pidfd, out, err, started]) = <[OwnedFd; 5]>::try_from(fds) else {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(made.pid), Signal::SIGKILL);
+        return refuse("it came without its five descriptors".into());
+    };
+    if !process::is_child(&pidfd) {
+        return refuse("its first process has ended".into());
+    }
+    let attach = || -> io::Result<Handles> {
+        let started = Rc::new(StartedPipe::new(started)?);
+        let log = Rc::new(keeper.logs.attach(keeper.paths.log(&made.id), out, err)?);
+        Ok(Handles { pidfd: Rc::new(pidfd), ctl: Some(Rc::new(ctl)), started, log })
+    };
+    let handles = match attach() {
+        Ok(handles) => handles,
+        Err(error) => {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(made.pid), Signal::SIGKILL);
+            return refuse(error.to_string());
+        }
+    };
+    let attached = handles.ctl.iter().chain([&handles.pidfd]).cloned().collect();
+    tokio::task::spawn_local(watch(keeper.clone(), made.id.clone(), handles.started.clone()));
+    debug!(instance = made.id, pid = made.pid, how = ?made.how, "paused");
+    keeper.table.borrow_mut().insert(made.clone(), handles);
+    agent::tell(keeper, FromKeeper::Made(made), attached);
+}
+
+/// Follows the `started` pipe.
+async fn watch(keeper: Rc<Keeper>, id: String, pipe: Rc<StartedPipe>) {
+    loop {
+        pipe.readable().await;
+        // A bind that was sent before the hand-off lies in the agent's socket at the latest.
+        agent::drain(&keeper);
+        if read_started(&keeper, &id, &pipe) != Progress::Waits {
+            return;
+        }
+    }
+}
+
+/// Brings the record up to date with its `started` pipe. The agent's socket was drained.
+fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe) -> Progress {
+    let progress = pipe.read();
+    let mut table = keeper.table.borrow_mut();
+    match progress {
+        Progress::Waits | Progress::Died => {}
+        Progress::Failed => {
+            if let Some(entry) = table.get_mut(id) {
+                entry.exec_failed = true;
+            }
+        }
+        Progress::Started => {
+            let at_ms = now_ms();
+            if table.started(id, at_ms)
+                && let Some(entry) = table.get_mut(id)
+            {
+                entry.handles.ctl = None;
+                keeper.store.write(&entry.record);
+                drop(table);
+                debug!(instance = id, "started");
+                agent::tell(keeper, FromKeeper::Started { id: id.to_owned(), at_ms }, Vec::new());
+            }
+        }
+    }
+    progress
+}
+
+/// An agent has bound it: its log should be there for readers.
+pub(crate) fn bound(handles: &Handles) {
+    handles.log.touch();
+}
+
+/// The first process of an instance was reaped. The agent's socket was drained.
+pub(crate) fn died(keeper: &Rc<Keeper>, pid: i32, exit: Exit) {
+    let Some((id, pipe)) = ({
+        let mut table = keeper.table.borrow_mut();
+        table.died(pid).map(|entry| (entry.record.made.id.clone(), entry.handles.started.clone()))
+    }) else {
+        return;
+    };
+    read_started(keeper, &id, &pipe);
+    let table = keeper.table.borrow();
+    let Some(entry) = table.get(&id) else { return };
+    let end = End {
+        code: exit.code,
+        signal: exit.signal,
+        oom_killed: exit.code != Some(0)
+            && entry.record.binding.is_some()
+            && cgroup::oom_kills(&entry.record.made.cgroups) > 0,
+        // The number went to the agent, over the control socket; 0 says that there was one.
+        start_errno: entry.exec_failed.then_some(0),
+        finished_at_ms: now_ms(),
+    };
+    let log = entry.handles.log.clone();
+    drop(table);
+    let keeper = keeper.clone();
+    tokio::task::spawn_local(async move {
+        log.finish(LOG_PATIENCE).await;
+        drop(log);
+        ended(&keeper, id, end);
+    });
+}
+
+fn ended(keeper: &Rc<Keeper>, id: String, end: End) {
+    let mut table = keeper.table.borrow_mut();
+    if !table.ended(&id, end, Instant::now()) {
+        return;
+    }
+    if let Some(entry) = table.get_mut(&id) {
+        entry.handles.ctl = None;
+        if entry.record.binding.is_some() {
+            keeper.store.write(&entry.record);
+        }
+    }
+    drop(table);
+    info!(instance = id, code = end.code, signal = end.signal, oom_killed = end.oom_killed, "ended");
+    keeper.ended.notify_waiters();
+    agent::tell(keeper, FromKeeper::Ended { id, end }, Vec::new());
+}
+
+/// Drops an instance with its record file and its descriptors, and kills it if it lives.
+pub(crate) fn forget(keeper: &Rc<Keeper>, id: &str) {
+    let Some(entry) = keeper.table.borrow_mut().forget(id) else { return };
+    if entry.alive {
+        if entry.record.stage != Stage::Paused {
+            error!(instance = id, "a running sandbox is to be forgotten: it is killed");
+        }
+        let _ = pidfd::kill(&*entry.handles.pidfd, Signal::SIGKILL);
+    }
+    if entry.record.binding.is_some() {
+        keeper.store.remove(id);
+    }
+    keeper.ended.notify_waiters();
+}
+
+/// The present as Unix milliseconds.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
+}

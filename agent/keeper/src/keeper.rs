@@ -1,0 +1,79 @@
+//! What the keeper's tasks share, and its life from start to stop.
+
+use crate::instance::Handles;
+use crate::log::Logs;
+use crate::settings::Settings;
+use crate::setup::Ground;
+use crate::store::Store;
+use crate::table::Table;
+use crate::{agent, reaper, retention, spawner, stop};
+use anyhow::Context;
+use fsb_host::cgroup::Tree;
+use fsb_host::paths::Paths;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::rc::Rc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+
+/// Everything. No borrow of a cell is held across an await or a call that may drain a socket.
+pub(crate) struct Keeper {
+    pub(crate) settings: Settings,
+    pub(crate) paths: Paths,
+    pub(crate) tree: Tree,
+    tree_json: String,
+    pub(crate) store: Store,
+    pub(crate) logs: Logs,
+    /// New for every keeper.
+    pub(crate) incarnation: String,
+    pub(crate) table: RefCell<Table<Handles>>,
+    pub(crate) agent: agent::Agent,
+    pub(crate) spawner: spawner::Spawner,
+    /// Told when a record has ended or gone, or an agent has connected.
+    pub(crate) ended: Notify,
+    pub(crate) stopping: Cell<bool>,
+    _lock: File,
+}
+
+impl Keeper {
+    /// For the daemons, on top of our own.
+    pub(crate) fn environment(&self) -> [(&str, &str); 1] {
+        [("FSB_CGROUP_TREE", &self.tree_json)]
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) async fn run(settings: Settings, ground: Ground, logs: Logs) -> anyhow::Result<()> {
+    // Before the first child, so that no signal is missed.
+    let child_ended = signal(SignalKind::child()).context("watch SIGCHLD")?;
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let incarnation = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("make an incarnation")?;
+    let keeper = Rc::new(Keeper {
+        settings,
+        store: Store::new(ground.paths.records()),
+        paths: ground.paths,
+        tree_json: ground.tree.to_json(),
+        tree: ground.tree,
+        logs,
+        incarnation: incarnation.trim().to_owned(),
+        table: RefCell::default(),
+        agent: agent::Agent::default(),
+        spawner: spawner::Spawner::default(),
+        ended: Notify::new(),
+        stopping: Cell::new(false),
+        _lock: ground.lock,
+    });
+    spawn_local(reaper::run(keeper.clone(), child_ended));
+    spawn_local(retention::run(keeper.clone()));
+    spawn_local(spawner::run(keeper.clone()));
+    spawn_local(spawner::watch(keeper.clone()));
+    spawn_local(agent::run(keeper.clone()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop::run(&keeper).await;
+    Ok(())
+}

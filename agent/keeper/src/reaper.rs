@@ -1,0 +1,49 @@
+//! Reaps every child: sandboxes, daemons, and those that nobody knows (libcontainer's intermediates, moulds).
+
+use crate::keeper::Keeper;
+use crate::{agent, instance, spawner};
+use fsb_host::process;
+use std::rc::Rc;
+use tokio::signal::unix::Signal;
+use tracing::{debug, error};
+
+/// Children reaped before other tasks have their turn.
+const TURN: usize = 64;
+
+/// Reaps whenever `child_ended` (SIGCHLD) says so.
+pub(crate) async fn run(keeper: Rc<Keeper>, mut child_ended: Signal) {
+    loop {
+        while !reap(&keeper) {
+            tokio::task::yield_now().await;
+        }
+        child_ended.recv().await;
+    }
+}
+
+/// Reaps some of the children that have ended. Returns whether all are.
+fn reap(keeper: &Rc<Keeper>) -> bool {
+    for _ in 0..TURN {
+        let pid = match process::ended_child() {
+            Ok(Some(pid)) => pid,
+            Ok(None) => return true,
+            Err(error) => {
+                error!(%error, "children cannot be waited for");
+                return true;
+            }
+        };
+        // It is looked at before it is reaped: its `Made` may still lie in the spawner's socket, and its number cannot
+        // be given to another process as long as it is a zombie.
+        if !keeper.table.borrow().has_pid(pid) {
+            spawner::drain(keeper);
+        }
+        // What the agent sent before it died counts: a bind, which makes it a start, not a loss of stock.
+        agent::drain(keeper);
+        let Ok(exit) = process::reap(pid) else { continue };
+        if keeper.table.borrow().has_pid(pid) {
+            instance::died(keeper, pid, exit);
+        } else {
+            debug!(pid, ?exit, "a child without a record has ended");
+        }
+    }
+    false
+}

@@ -1,0 +1,127 @@
+//! Removes what is left of containers: processes, cgroups, writable layers, the runtime's state.
+
+use crate::keeper::Keeper;
+use crate::store;
+use fsb_host::cgroup::{self, Tree};
+use fsb_host::paths::Paths;
+use fsb_host::process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+/// How long a killed process may take to end, and a cgroup to be empty. It is busy for more than 5 ms after a kill.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The wait between two attempts doubles from the first to the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// Kills children that are nobody's, and waits until the reaper has them: inits that a dead spawner left half-made,
+/// and its moulds. A mould may clone until it is dead, and the kernel may leave out children while others end, so
+/// this asks until two answers in a row are empty.
+pub(crate) async fn kill_strangers(keeper: &Rc<Keeper>) {
+    let end = Instant::now() + PATIENCE;
+    let mut wait = FIRST_WAIT;
+    let (mut empty, mut killed) = (0, 0);
+    while empty < 2 && Instant::now() < end {
+        let strangers = strangers(keeper);
+        empty = if strangers.is_empty() { empty + 1 } else { 0 };
+        for pid in &strangers {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        killed = killed.max(strangers.len());
+        sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+    if killed > 0 {
+        info!(killed, "children without a record were killed");
+    }
+    if empty == 0 {
+        warn!(pids = ?strangers(keeper), "killed children do not end");
+    }
+}
+
+fn strangers(keeper: &Keeper) -> Vec<i32> {
+    let mut pids = process::children().unwrap_or_else(|error| {
+        warn!(%error, "children cannot be listed");
+        Vec::new()
+    });
+    let table = keeper.table.borrow();
+    pids.retain(|pid| !table.has_pid(*pid) && keeper.agent.pid() != Some(*pid));
+    pids
+}
+
+/// Removes what is left of a container that was never finished.
+pub(crate) async fn leftovers(keeper: &Rc<Keeper>, id: &str) {
+    let cgroups = keeper.tree.sandbox(id);
+    let end = Instant::now() + PATIENCE;
+    let mut wait = FIRST_WAIT;
+    while let Err(error) = cgroup::remove(&cgroups, Duration::ZERO) {
+        if Instant::now() >= end {
+            warn!(instance = id, %error, "a cgroup cannot be removed");
+            break;
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+    for dir in [keeper.paths.layer(id), keeper.paths.runtime_state().join(id)] {
+        remove_dir(&dir);
+    }
+}
+
+/// Removes what an earlier keeper of this agent left. Its sandboxes should have died with it; where it was no PID 1
+/// they may live.
+pub(crate) fn before_start(paths: &Paths, tree: &Tree) {
+    let ids = tree.list();
+    if !ids.is_empty() {
+        info!(sandboxes = ids.len(), "an earlier keeper left sandboxes: they are removed");
+    }
+    for id in &ids {
+        for pid in cgroup::processes(&tree.sandbox(id)) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    for id in &ids {
+        if let Err(error) = cgroup::remove(&tree.sandbox(id), PATIENCE / 10) {
+            warn!(instance = id, %error, "a cgroup cannot be removed");
+        }
+    }
+    store::clear(&paths.records());
+    let layers = entries(&paths.layers());
+    let states = entries(&paths.runtime_state());
+    if layers.is_empty() && states.is_empty() {
+        return;
+    }
+    // A layer may be large. The thread ends with its work and shares nothing with the keeper's.
+    let remove = move || layers.iter().chain(&states).for_each(|dir| remove_dir(dir));
+    if let Err(error) = std::thread::Builder::new().name("sweep".into()).spawn(remove) {
+        warn!(%error, "layers of an earlier keeper stay");
+    }
+}
+
+/// Removes the cgroups, layers and records of all sandboxes: they are dead, and so is the agent.
+pub(crate) fn at_stop(paths: &Paths, tree: &Tree) {
+    for id in tree.list() {
+        if let Err(error) = cgroup::remove(&tree.sandbox(&id), PATIENCE / 10) {
+            warn!(instance = id, %error, "a cgroup cannot be removed");
+        }
+    }
+    store::clear(&paths.records());
+    entries(&paths.layers()).iter().chain(&entries(&paths.runtime_state())).for_each(|dir| remove_dir(dir));
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn remove_dir(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        warn!(dir = %dir.display(), %error, "a directory cannot be removed");
+    }
+}
