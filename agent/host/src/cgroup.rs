@@ -6,8 +6,8 @@
 //! ```
 //!
 //! On v1 a sandbox has a directory in each of memory, cpu, pids and freezer; each further controller costs 70 µs and
-//! 40 KB per sandbox. `devices` is one directory for all of them, since the rules are the same. On v2 there is one
-//! directory. Where controllers are split between the two, those of v1 count.
+//! 40 KB per sandbox. `devices` has one directory, `policed`, for all of them, since the rules are the same. On v2 there
+//! is one directory. Where controllers are split between the two, those of v1 count.
 //!
 //! Sources: cgroups(7); Documentation/admin-guide/cgroup-v1/{memory,devices}.rst and cgroup-v2.rst of the kernel.
 
@@ -133,6 +133,11 @@ impl Tree {
         self.devices.is_some()
     }
 
+    /// The agent's directory of the v1 controller whose rules all sandboxes share.
+    pub fn devices(&self) -> Option<&Path> {
+        self.devices.as_deref()
+    }
+
     /// Makes the agent's cgroups, moves this process into `daemons` and enables controllers for `sandboxes`.
     /// Called once, by the keeper, before it has children.
     pub fn prepare(&self) -> io::Result<()> {
@@ -170,20 +175,31 @@ impl Tree {
             }
         }
         if let Some(devices) = &self.devices {
-            let sandboxes = devices.join("sandboxes");
-            put(&sandboxes.join("devices.deny"), "a")?;
+            let policed = devices.join("policed");
+            create_dir(&policed)?;
+            put(&policed.join("devices.deny"), "a")?;
             for rule in DEVICES {
-                put(&sandboxes.join("devices.allow"), rule)?;
+                put(&policed.join("devices.allow"), rule)?;
             }
         }
         Ok(())
     }
 
-    /// Puts this process under the devices rules of sandboxes; what it starts inherits them.
-    pub fn enter_devices(&self) -> io::Result<()> {
+    /// Puts process `pid` (0 = this one) under the devices rules of sandboxes; what it starts inherits them.
+    pub fn police_devices(&self, pid: i32) -> io::Result<()> {
         match &self.devices {
-            Some(devices) => put(&devices.join("sandboxes/cgroup.procs"), "0"),
+            Some(devices) => put(&devices.join("policed/cgroup.procs"), &pid.to_string()),
             None => Ok(()),
+        }
+    }
+
+    /// The same cgroups for a process that sees each of them at `point`, or on v1 at `point/<controller>`.
+    pub fn seen_at(&self, point: &Path) -> Self {
+        let at = |controller: &str| if controller.is_empty() { point.to_owned() } else { point.join(controller) };
+        Self {
+            version: self.version,
+            dirs: self.dirs.keys().map(|controller| (controller.clone(), at(controller))).collect(),
+            devices: self.devices.as_ref().map(|_| at(SHARED)),
         }
     }
 

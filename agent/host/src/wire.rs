@@ -162,6 +162,12 @@ pub struct Binding {
     pub source: String,
     /// The controller's claim, opaque.
     pub document: Vec<u8>,
+    /// A stop is under way: Unix milliseconds at which SIGKILL is due; 0 = none.
+    pub kill_at_ms: i64,
+    /// Its removal was asked for.
+    pub remove: bool,
+    /// With its logs.
+    pub remove_logs: bool,
 }
 
 /// How an instance ended.
@@ -225,6 +231,7 @@ pub enum ToKeeper {
 
 /// From the keeper to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "a message on its way, never kept in numbers")]
 pub enum FromKeeper {
     /// One instance, in answer to `Hello`. Descriptors: pidfd, and the control end where it has not started.
     Known(Record),

@@ -193,9 +193,9 @@ fn cast(plan: &Plan<'_>, present: u64, request: &Request<'_>, fds: &[i32; FDS]) 
 }
 
 fn devices(must: &impl Fn(bool, u32)) {
-    let mount = |target, kind, flags, data| sys::mount(Some(kind), target, Some(kind), flags, data);
+    let mount = |source, target, kind, flags, data| sys::mount(Some(source), target, Some(kind), flags, data);
     let strict = libc::MS_STRICTATIME as u64;
-    must(mount(c"dev", c"tmpfs", NOSUID | strict, Some(c"mode=755,size=65536k")), const { step("mount /dev") });
+    must(mount(c"dev", c"dev", c"tmpfs", NOSUID | strict, Some(c"mode=755,size=65536k")), const { step("mount /dev") });
     // SAFETY: constant NUL-terminated paths below the file system just mounted.
     unsafe {
         let mask = libc::umask(0);
@@ -212,13 +212,10 @@ fn devices(must: &impl Fn(bool, u32)) {
         }
     }
     let pts = Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5");
-    must(mount(c"dev/pts", c"devpts", NOSUID | NOEXEC, pts), const { step("mount /dev/pts") });
+    must(mount(c"devpts", c"dev/pts", c"devpts", NOSUID | NOEXEC, pts), const { step("mount /dev/pts") });
     let flags = NOSUID | NODEV | NOEXEC;
-    must(
-        sys::mount(Some(c"shm"), c"dev/shm", Some(c"tmpfs"), flags, Some(c"mode=1777,size=65536k")),
-        const { step("mount /dev/shm") },
-    );
-    must(mount(c"dev/mqueue", c"mqueue", flags, None), const { step("mount /dev/mqueue") });
+    must(mount(c"shm", c"dev/shm", c"tmpfs", flags, Some(c"mode=1777,size=65536k")), const { step("mount /dev/shm") });
+    must(mount(c"mqueue", c"dev/mqueue", c"mqueue", flags, None), const { step("mount /dev/mqueue") });
 }
 
 /// Read-only and masked paths below /proc; those below /sys came with the mould's /sys. The masks come first, as

@@ -78,7 +78,7 @@ impl<'a> Plan<'a> {
                 reader.bytes(n)?
             },
         };
-        (reader.0.is_empty() && plan.seccomp.len() % 8 == 0).then_some(plan)
+        (reader.0.is_empty() && plan.seccomp.len().is_multiple_of(8)).then_some(plan)
     }
 
     /// Supplementary groups.

@@ -1,1 +1,55 @@
-fn main() {}
+//! The spawner: the one process that calls libcontainer, which is only safe in a process with a single thread.
+//!
+//! It is started by the keeper with its socket as descriptor 3, stands in the network namespace of the sandboxes, and
+//! makes paused containers on request.
+
+mod filler;
+mod layer;
+mod moulds;
+mod profile;
+mod runtime;
+mod serve;
+mod spec;
+mod view;
+
+use anyhow::{Context, Result};
+use fsb_host::wire::FromSpawner;
+use fsb_host::{cgroup::Tree, memfd, paths::Paths, seccomp};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+/// The parked program, built by build.rs.
+static PARK: &[u8] = include_bytes!(env!("FSB_PARK"));
+
+fn main() -> Result<()> {
+    let level = std::env::var("LOG_LEVEL").unwrap_or("info".into());
+    // libcontainer warns of what is by design here: an intermediate process that its parent reaps.
+    let filter = format!("{level},libcontainer=error,libcgroups=error");
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    match std::env::var("LOG_FORMAT").as_deref() {
+        Ok("json") => log.json().init(),
+        _ => log.init(),
+    }
+    let keeper = fsb_host::process::keeper_socket()?;
+    let paths = Paths::from_env();
+    let tree =
+        std::env::var("FSB_CGROUP_TREE").context("FSB_CGROUP_TREE is not set: the keeper starts this program")?;
+    let tree = Tree::from_json(&tree)?;
+    if let Some(netns) = std::env::var_os("AGENT_NETNS").filter(|path| !path.is_empty()) {
+        view::enter_netns(Path::new(&netns))?;
+    }
+    std::fs::create_dir_all(paths.runtime_state())?;
+    let scratch = paths.runtime_state().join("view");
+    let seen = view::enter(&tree, &scratch).context("a private view of the mounts")?;
+    let program = memfd::sealed(c"fsb-park", &[PARK], true).context("the parked program")?;
+    let etc = layer::Etc::read(&std::env::var("POD_IP").unwrap_or_default());
+    let mut containers = filler::Containers::new(paths, tree, seen, etc, program, seccomp::default_filter());
+    let mut announce = |pid| {
+        let _ = serve::tell(keeper.as_fd(), &FromSpawner::Mould { pid }, &[]);
+    };
+    if let Err(error) = containers.warm_up(&mut announce) {
+        tracing::error!("the first mould cannot be made, libcontainer alone makes containers: {error:#}");
+    }
+    serve::tell(keeper.as_fd(), &FromSpawner::Ready, &[])?;
+    serve::serve(keeper.as_fd(), &mut containers)
+}

@@ -1,0 +1,285 @@
+//! From a recipe to a paused container.
+
+use crate::layer::{self, Etc};
+use crate::moulds::{Key, Moulds};
+use crate::runtime::{self, Pipes};
+use crate::{profile, spec};
+use anyhow::{Context, Result, bail};
+use fsb_host::cgroup::{self, Limits, Tree, Version};
+use fsb_host::park::{self, Mode, Plan};
+use fsb_host::paths::Paths;
+use fsb_host::wire::{How, Made, Make, Overlay, Recipe};
+use fsb_host::{mount, socket};
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::{Gid, Uid, fchown, pipe2};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Limits of a paused container: the defaults, so that a start without its own writes none.
+pub const DEFAULT_LIMITS: Limits = Limits { memory_bytes: 512 << 20, pids: 512, cpu_millis: None };
+/// How long a cast may take until it is parked.
+const CAST_PATIENCE_MS: u16 = 5000;
+/// More plugins than this do not fit into one cast.
+const CAST_PLUGINS: usize = 16;
+
+/// Makes paused containers, of one kind of runtime.
+pub trait Filler {
+    /// Makes one. On an error nothing of it is left.
+    fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure>;
+}
+
+/// The keeper's ends of a paused container.
+pub struct Ends {
+    pub ctl: OwnedFd,
+    pub pidfd: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+    pub started: OwnedFd,
+}
+
+/// Making failed in this stage.
+pub struct Failure {
+    pub stage: &'static str,
+    pub error: anyhow::Error,
+}
+
+/// Containers of this kernel: cast from moulds, or made by libcontainer.
+pub struct Containers {
+    paths: Paths,
+    /// The agent's cgroups on the host, as everybody else names them.
+    tree: Tree,
+    /// The same ones in the spawner's own view.
+    seen: Tree,
+    etc: Etc,
+    program: Rc<OwnedFd>,
+    seccomp: Rc<Vec<u8>>,
+    moulds: Moulds,
+}
+
+impl Containers {
+    pub fn new(paths: Paths, tree: Tree, seen: Tree, etc: Etc, program: OwnedFd, seccomp: Vec<u8>) -> Self {
+        let (program, seccomp) = (Rc::new(program), Rc::new(seccomp));
+        let moulds = Moulds::new(program.clone(), seccomp.clone(), paths.runtime_state(), seen.clone());
+        Self { paths, tree, seen, etc, program, seccomp, moulds }
+    }
+
+    /// Makes the mould of most images, so that the first request finds it.
+    pub fn warm_up(&mut self, announce: &mut dyn FnMut(i32)) -> Result<()> {
+        let key = Key { user: Default::default(), profile: Default::default(), runtime: Default::default() };
+        self.moulds.get(&key, announce).map(|_| ())
+    }
+
+    fn cast(
+        &mut self,
+        make: &Make,
+        container: &mut Container,
+        announce: &mut dyn FnMut(i32),
+    ) -> Result<(i32, OwnedFd)> {
+        let key = Key::of(&make.recipe);
+        let plugins = make
+            .recipe
+            .plugins
+            .iter()
+            .map(|plugin| Ok((mount::plugin(&plugin.source)?, plugin.target.display().to_string())))
+            .collect::<Result<Vec<_>>>()?;
+        let v2 = self.tree.version() == Version::V2;
+        let cgroups = if v2 {
+            vec![std::fs::File::open(&container.cgroups[0])?.into()]
+        } else {
+            cgroup::procs(&container.cgroups)?
+        };
+        let (ctl, inner) = socket::pair()?;
+        let request = park::Cast {
+            host: host(&make.id),
+            root: container.root.as_fd(),
+            ctl: inner.as_fd(),
+            stdout: container.pipes.stdout.as_fd(),
+            stderr: container.pipes.stderr.as_fd(),
+            started: container.pipes.started.as_fd(),
+            plugins: &plugins,
+            cgroups: &cgroups,
+            v2,
+        };
+        let mould = self.moulds.get(&key, announce).context("make a mould")?;
+        let cast = match park::cast(mould.ctl.as_fd(), &request) {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                tracing::warn!(pid = mould.pid, "a mould has died, another one is made");
+                self.moulds.drop(&key);
+                park::cast(self.moulds.get(&key, announce)?.ctl.as_fd(), &request)
+            }
+            other => other,
+        };
+        let (pid, pidfd) = cast.context("cast")?;
+        drop(inner);
+        if let Err(error) = park::ready(ctl.as_fd(), CAST_PATIENCE_MS) {
+            let _ = fsb_host::pidfd::kill(&pidfd, nix::sys::signal::Signal::SIGKILL);
+            return Err(error).context("cast");
+        }
+        container.ctl = Some(ctl);
+        Ok((pid, pidfd))
+    }
+
+    fn by_libcontainer(&mut self, make: &Make, container: &mut Container) -> Result<(i32, OwnedFd)> {
+        let merged = self.paths.runtime_state().join(format!("{}.root", make.id));
+        std::fs::create_dir(&merged)?;
+        mount::attach(container.root.as_fd(), &merged)?;
+        let capabilities = profile::capabilities(make.recipe.profile, self.tree.polices_devices());
+        let spec = spec::container(&spec::Container {
+            root: &merged,
+            cgroup: &format!("/sandboxes/{}", make.id),
+            host: host(&make.id),
+            user: &make.recipe.user,
+            capabilities: &capabilities,
+            plugins: &make.recipe.plugins,
+        });
+        let plan = Plan {
+            masked: Vec::new(),
+            readonly: Vec::new(),
+            ..spec::plan(Mode::Park, &make.recipe.user, &capabilities, &self.seccomp)
+        };
+        let state = self.paths.runtime_state();
+        let pipes = container.pipes.try_clone()?;
+        let made = runtime::create(&make.id, &spec, &plan, Some(pipes), &self.program, &state);
+        umount2(&merged, MntFlags::MNT_DETACH)?;
+        std::fs::remove_dir(&merged)?;
+        let parked = made?;
+        // libcontainer has made a cgroup of its own for device rules; those of all sandboxes are the same.
+        self.seen.police_devices(parked.pid)?;
+        if let Some(devices) = self.seen.devices() {
+            cgroup::remove(&[devices.join("sandboxes").join(&make.id)], Duration::from_millis(500))?;
+        }
+        container.ctl = Some(parked.ctl);
+        Ok((parked.pid, parked.pidfd))
+    }
+
+    /// Layer, cgroup and pipes, whoever makes the process.
+    fn prepare(&self, make: &Make) -> Result<(Container, Reads), Failure> {
+        let stage = |stage| move |error: anyhow::Error| Failure { stage, error };
+        // Where device nodes are not policed, those of an image must not open anything either.
+        let attributes = if self.tree.polices_devices() { 0 } else { mount::ATTR_NODEV };
+        let Recipe { lowers, overlay, plugins, user, .. } = &make.recipe;
+        let layer = self.paths.layer(&make.id);
+        let root = layer::create(&layer, lowers, *overlay, plugins, host(&make.id), &self.etc, attributes)
+            .map_err(anyhow::Error::from)
+            .map_err(stage("layer"))?;
+        let cgroups = self.seen.create(&make.id).map_err(anyhow::Error::from).map_err(stage("cgroup"))?;
+        cgroup::set_limits(&cgroups, &DEFAULT_LIMITS, None).map_err(anyhow::Error::from).map_err(stage("limits"))?;
+        let (pipes, reads) = Pipes::open(user.uid, user.gid).map_err(stage("pipes"))?;
+        Ok((Container { root, cgroups, pipes, ctl: None }, reads))
+    }
+
+    fn undo(&self, id: &str) {
+        // A process that was killed half-made lets go of its cgroup some milliseconds later.
+        if let Err(error) = cgroup::remove(&self.seen.sandbox(id), Duration::from_millis(500)) {
+            tracing::warn!(id, %error, "a cgroup is left to the agent's sweep");
+        }
+        if let Err(error) = std::fs::remove_dir_all(self.paths.layer(id))
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(id, %error, "a layer is left to the agent's sweep");
+        }
+    }
+}
+
+/// A container on its way.
+struct Container {
+    root: OwnedFd,
+    cgroups: Vec<PathBuf>,
+    pipes: Pipes,
+    ctl: Option<OwnedFd>,
+}
+
+/// The other ends of [`Pipes`].
+struct Reads {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    started: OwnedFd,
+}
+
+impl Pipes {
+    fn open(uid: u32, gid: u32) -> Result<(Self, Reads)> {
+        let pipe = || pipe2(OFlag::O_CLOEXEC);
+        let ((out_read, stdout), (err_read, stderr), (started_read, started)) = (pipe()?, pipe()?, pipe()?);
+        if uid != 0 || gid != 0 {
+            // So that the user can open /dev/stdout again.
+            for fd in [&stdout, &stderr] {
+                fchown(fd.as_raw_fd(), Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            }
+        }
+        Ok((Self { stdout, stderr, started }, Reads { stdout: out_read, stderr: err_read, started: started_read }))
+    }
+
+    fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            stdout: self.stdout.try_clone()?,
+            stderr: self.stderr.try_clone()?,
+            started: self.started.try_clone()?,
+        })
+    }
+}
+
+impl Filler for Containers {
+    fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure> {
+        let prepared = self.prepare(make);
+        let filled = prepared.and_then(|(mut container, reads)| {
+            let how = make.how.unwrap_or(if castable(&make.recipe) { How::Cast } else { How::Libcontainer });
+            let made = match how {
+                How::Cast if !castable(&make.recipe) => Err(anyhow::anyhow!("a cast cannot make this recipe")),
+                How::Cast => self.cast(make, &mut container, announce),
+                How::Libcontainer => self.by_libcontainer(make, &mut container),
+            };
+            let stage = if how == How::Cast { "cast" } else { "libcontainer" };
+            let (pid, pidfd) = made.map_err(|error| Failure { stage, error })?;
+            let Some(ctl) = container.ctl.take() else {
+                return Err(Failure { stage, error: anyhow::anyhow!("no control socket") });
+            };
+            let made = Made {
+                id: make.id.clone(),
+                pid,
+                how,
+                recipe: make.recipe.clone(),
+                cgroups: self.tree.sandbox(&make.id),
+            };
+            let Reads { stdout, stderr, started } = reads;
+            Ok((made, Ends { ctl, pidfd, stdout, stderr, started }))
+        });
+        if filled.is_err() {
+            self.undo(&make.id);
+        }
+        filled
+    }
+}
+
+/// Whether a cast knows all that is in this recipe.
+fn castable(recipe: &Recipe) -> bool {
+    recipe.user.groups.len() <= 256 && recipe.plugins.len() <= CAST_PLUGINS
+}
+
+/// Docker's host name: the first twelve characters of the id.
+fn host(id: &str) -> &str {
+    &id[..id.len().min(12)]
+}
+
+/// Checks what the agent asks for before anything is made of it.
+pub fn validate(make: &Make) -> Result<()> {
+    if make.id.len() != 32 || !make.id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        bail!("an instance id is 32 hexadecimal characters");
+    }
+    if make.recipe.lowers.is_empty() {
+        bail!("an image has at least one layer");
+    }
+    if let Overlay::Tmpfs { bytes: 0 } = make.recipe.overlay {
+        bail!("a writable layer has at least one byte");
+    }
+    for plugin in &make.recipe.plugins {
+        let inside =
+            plugin.target.starts_with("/.fs") && plugin.target.components().all(|part| part.as_os_str() != "..");
+        if !inside {
+            bail!("a plugin goes below /.fs, not to {}", plugin.target.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! OCI runtime specs: of a container that libcontainer makes, and of a mould.
+
+use crate::profile::{self, MASKED, MOULD_CAPABILITIES, READONLY};
+use caps::Capability;
+use fsb_host::wire::{Plugin, User};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// What differs from one spec to the next.
+pub struct Container<'a> {
+    pub root: &'a Path,
+    /// Relative to the agent's own cgroup.
+    pub cgroup: &'a str,
+    pub host: &'a str,
+    pub user: &'a User,
+    pub capabilities: &'a [Capability],
+    pub plugins: &'a [Plugin],
+}
+
+/// The spec of a container.
+pub fn container(container: &Container<'_>) -> Value {
+    let User { uid, gid, groups } = container.user;
+    let mut spec = base(container.root, container.cgroup, container.host);
+    spec["process"]["user"] = json!({ "uid": uid, "gid": gid, "additionalGids": groups });
+    spec["process"]["capabilities"] = sets(container.capabilities);
+    spec["process"]["noNewPrivileges"] = true.into();
+    for plugin in container.plugins {
+        let mount = json!({
+            "destination": plugin.target, "type": "bind", "source": plugin.source,
+            "options": ["rbind", "ro", "nosuid", "nodev"],
+        });
+        spec["mounts"].as_array_mut().expect("an array, see base").push(mount);
+    }
+    spec
+}
+
+/// The spec of a mould for containers with these capabilities. It has no pid namespace: a clone with CLONE_PARENT from
+/// a namespace's first process fails with EINVAL (clone(2)).
+pub fn mould(root: &Path, cgroup: &str, capabilities: &[Capability]) -> Value {
+    let mut spec = base(root, cgroup, "mould");
+    let mut all = capabilities.to_vec();
+    all.extend(MOULD_CAPABILITIES);
+    all.sort_by_key(|capability| *capability as u8);
+    all.dedup();
+    spec["process"]["capabilities"] = sets(&all);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("an array, see base");
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    spec
+}
+
+fn sets(capabilities: &[Capability]) -> Value {
+    let names: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
+    // No inheritable ones: a program with file capabilities would get them back (CVE-2022-24769).
+    json!({ "bounding": names, "effective": names, "permitted": names })
+}
+
+fn base(root: &Path, cgroup: &str, host: &str) -> Value {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
+    json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": root, "readonly": false },
+        "hostname": host,
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            // Never executed: the container parks in our own program.
+            "args": ["fsb-park"],
+            "env": [],
+            "cwd": "/",
+        },
+        "mounts": [
+            mount("/proc", "proc", "proc", &["nosuid", "nodev", "noexec"]),
+            mount("/dev", "tmpfs", "dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            mount("/dev/pts", "devpts", "devpts",
+                &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+            mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+            mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+            mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        ],
+        "linux": {
+            "cgroupsPath": cgroup,
+            // No network namespace: it is the agent's, in which the spawner stands.
+            "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" }],
+            "resources": {},
+            "maskedPaths": MASKED,
+            "readonlyPaths": READONLY,
+        },
+    })
+}
+
+/// The plan of the parked program for the same container.
+pub fn plan(
+    mode: fsb_host::park::Mode,
+    user: &User,
+    capabilities: &[Capability],
+    seccomp: &[u8],
+) -> fsb_host::park::Plan {
+    let mask = profile::mask(capabilities);
+    fsb_host::park::Plan {
+        mode,
+        bounding: mask,
+        effective: mask,
+        permitted: mask,
+        inheritable: 0,
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+        oom_score_adj: profile::OOM_SCORE_ADJ,
+        masked: MASKED.map(str::to_owned).to_vec(),
+        readonly: READONLY.map(str::to_owned).to_vec(),
+        seccomp: seccomp.to_vec(),
+    }
+}

@@ -1,0 +1,276 @@
+//! What a paused container promises, whoever made it: it takes any program, says why one cannot run, holds nothing that
+//! is not its own, and an image cannot get at what makes it.
+
+mod common;
+
+use common::{Paused, Spawner};
+use fsb_host::handoff::{Outcome, Stage};
+use fsb_host::wire::{How, Make, Overlay, Plugin, Recipe, User};
+use std::io::Read;
+
+const BOTH: [How; 2] = [How::Cast, How::Libcontainer];
+
+fn output(paused: &mut Paused) -> String {
+    let mut text = String::new();
+    paused.stdout.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_hand_off_binds_program_arguments_environment_and_directory() {
+    let mut spawner = Spawner::start();
+    for how in BOTH {
+        let mut paused = spawner.make(spawner.recipe(), how);
+        paused
+            .start(
+                &["sh", "-c", "pwd; echo $A; echo \"$0 $1\"", "zero", "o n e"],
+                &["PATH=/nowhere:/bin", "A=b c"],
+                "/tmp",
+            )
+            .unwrap();
+        assert_eq!(output(&mut paused), "/tmp\nb c\nzero o n e\n");
+        assert_eq!(spawner.finish(paused, false).code, Some(0));
+    }
+}
+
+#[test]
+fn an_environment_too_large_for_a_message_arrives_whole() {
+    let mut spawner = Spawner::start();
+    let value = "x".repeat(100_000);
+    let env: Vec<String> = (0..10).map(|i| format!("K{i}={value}")).chain(["PATH=/bin".into()]).collect();
+    let env: Vec<&str> = env.iter().map(String::as_str).collect();
+    for how in BOTH {
+        let mut paused = spawner.make(spawner.recipe(), how);
+        paused.start(&["sh", "-c", "echo ${#K0} ${#K9}"], &env, "/").unwrap();
+        assert_eq!(output(&mut paused), "100000 100000\n");
+        spawner.finish(paused, false);
+        let mut paused = spawner.make(spawner.recipe(), how);
+        let many: Vec<String> = (0..5000).map(|i| i.to_string()).collect();
+        let argv: Vec<&str> =
+            ["sh", "-c", "echo $#", "sh"].into_iter().chain(many.iter().map(String::as_str)).collect();
+        paused.start(&argv, &["PATH=/bin"], "/").unwrap();
+        assert_eq!(output(&mut paused), "5000\n");
+        spawner.finish(paused, false);
+    }
+}
+
+#[test]
+fn a_program_that_cannot_run_is_told_by_stage_and_errno() {
+    let mut spawner = Spawner::start();
+    std::fs::write(spawner.image.join("bin/text"), "no program").unwrap();
+    std::fs::write(spawner.image.join("bin/broken"), "\x7fELF nothing").unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(spawner.image.join("bin/broken"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let cases = [
+        (vec!["missing"], "/", Stage::Exec, libc_enoent()),
+        (vec!["/bin/missing"], "/", Stage::Exec, libc_enoent()),
+        (vec!["text"], "/", Stage::Exec, nix::libc::EACCES),
+        (vec!["/bin/broken"], "/", Stage::Exec, nix::libc::ENOEXEC),
+        (vec!["/tmp"], "/", Stage::Exec, nix::libc::EACCES),
+        (vec!["sh"], "/missing", Stage::Chdir, libc_enoent()),
+    ];
+    for how in BOTH {
+        for (argv, cwd, stage, errno) in &cases {
+            let mut paused = spawner.make(spawner.recipe(), how);
+            let failed = paused.start(argv, &["PATH=/bin"], cwd).unwrap_err();
+            assert_eq!(failed, Outcome::Failed { stage: *stage, errno: *errno }, "{argv:?}");
+            let mut told = String::new();
+            paused.started.read_to_string(&mut told).unwrap();
+            assert!(told.ends_with('N'), "{told}");
+            assert_eq!(spawner.finish(paused, false).code, Some(127));
+        }
+    }
+}
+
+fn libc_enoent() -> i32 {
+    nix::libc::ENOENT
+}
+
+#[test]
+fn the_started_pipe_tells_a_program_that_ran_from_one_that_never_did() {
+    let mut spawner = Spawner::start();
+    for how in BOTH {
+        let mut paused = spawner.make(spawner.recipe(), how);
+        paused.start(&["true"], &["PATH=/bin"], "/").unwrap();
+        let mut told = String::new();
+        paused.started.read_to_string(&mut told).unwrap();
+        assert_eq!(told, "x");
+        spawner.finish(paused, false);
+        let mut paused = spawner.make(spawner.recipe(), how);
+        fsb_host::pidfd::kill(&paused.pidfd, nix::sys::signal::Signal::SIGKILL).unwrap();
+        let mut told = String::new();
+        paused.started.read_to_string(&mut told).unwrap();
+        assert_eq!(told, "");
+        spawner.finish(paused, false);
+    }
+}
+
+#[test]
+fn a_hundred_paused_and_running_containers_hold_no_descriptor_that_is_not_theirs() {
+    let mut spawner = Spawner::start();
+    let mut all: Vec<Paused> = Vec::new();
+    for i in 0..100 {
+        let how = if i % 10 == 0 { How::Libcontainer } else { How::Cast };
+        all.push(spawner.make(spawner.recipe(), how));
+    }
+    for paused in &all {
+        let mut held = descriptors(paused.made.pid);
+        held.sort();
+        assert_eq!(held, ["/dev/null", "pipe", "pipe", "pipe", "socket"], "{:?}", paused.made.how);
+    }
+    for paused in &mut all {
+        paused.start(&["sleep", "100"], &["PATH=/bin"], "/").unwrap();
+    }
+    for paused in all {
+        assert_eq!(descriptors(paused.made.pid), ["/dev/null", "pipe", "pipe"]);
+        assert_eq!(spawner.finish(paused, true).signal, Some(9));
+    }
+}
+
+fn descriptors(pid: i32) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap().display().to_string();
+        names.push(target.split(':').next().unwrap().to_owned());
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn a_killed_spawner_and_its_moulds_leave_their_casts_alone() {
+    let mut spawner = Spawner::start();
+    let mut parked = spawner.make(spawner.recipe(), How::Cast);
+    let mut running = spawner.make(spawner.recipe(), How::Cast);
+    running.start(&["sh", "-c", "sleep 0.3; echo done; exit 9"], &["PATH=/bin"], "/").unwrap();
+    fsb_host::pidfd::kill(&spawner.pidfd, nix::sys::signal::Signal::SIGKILL).unwrap();
+    for pid in &spawner.moulds {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    assert_eq!(parked.sh("echo still here"), "still here\n");
+    assert_eq!(output(&mut running), "done\n");
+    assert_eq!(spawner.finish(running, false).code, Some(9));
+    assert_eq!(spawner.finish(parked, false).code, Some(0));
+}
+
+#[test]
+fn a_mould_that_was_killed_is_made_again() {
+    let mut spawner = Spawner::start();
+    for pid in spawner.moulds.clone() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    let mut paused = spawner.make(spawner.recipe(), How::Cast);
+    assert_eq!(paused.sh("echo ok"), "ok\n");
+    spawner.finish(paused, false);
+}
+
+#[test]
+fn an_image_with_links_in_the_places_of_mounts_is_refused_and_reaches_nothing() {
+    let mut spawner = Spawner::start();
+    let outside = spawner.dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    for name in ["dev", "proc", "sys"] {
+        let hostile = spawner.dir.path().join(format!("hostile-{name}"));
+        std::fs::create_dir(&hostile).unwrap();
+        std::os::unix::fs::symlink(&outside, hostile.join(name)).unwrap();
+        let recipe = Recipe { lowers: vec![hostile, spawner.image.clone()], ..spawner.recipe() };
+        let error = spawner.request(recipe, Some(How::Cast)).err().expect("a cast refuses it");
+        assert!(error.contains("find /proc, /dev, /sys"), "{error}");
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    }
+    // Nothing is left of the attempts.
+    assert_eq!(spawner.tree.list(), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(spawner.paths.layers()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_writable_layer_with_a_cap_is_full_at_its_cap() {
+    let mut spawner = Spawner::start();
+    for how in BOTH {
+        let recipe = Recipe { overlay: Overlay::Tmpfs { bytes: 1 << 20 }, ..spawner.recipe() };
+        let mut paused = spawner.make(recipe, how);
+        let output = paused.sh("dd if=/dev/zero of=/tmp/big bs=4096 count=1000 2>&1 | head -1; wc -c < /tmp/big");
+        assert!(output.contains("No space left"), "{output}");
+        spawner.finish(paused, false);
+    }
+}
+
+#[test]
+fn plugins_are_there_read_only_and_only_below_their_place() {
+    let mut spawner = Spawner::start();
+    let tool = spawner.dir.path().join("tool");
+    std::fs::write(&tool, "content").unwrap();
+    let plugin = |target: &str| Plugin { source: tool.clone(), target: target.into() };
+    for how in BOTH {
+        let recipe = Recipe { plugins: vec![plugin("/.fs/tool")], ..spawner.recipe() };
+        let mut paused = spawner.make(recipe, how);
+        let output = paused.sh("cat /.fs/tool; echo; echo x > /.fs/tool");
+        assert!(output.starts_with("content\n") && output.contains("Read-only"), "{output}");
+        spawner.finish(paused, false);
+    }
+    for target in ["/etc/passwd", "/.fs/../etc/passwd", "relative"] {
+        let recipe = Recipe { plugins: vec![plugin(target)], ..spawner.recipe() };
+        assert!(spawner.request(recipe, None).is_err(), "{target}");
+    }
+}
+
+#[test]
+fn what_is_asked_for_wrongly_is_refused_and_leaves_nothing() {
+    let mut spawner = Spawner::start();
+    let recipe = spawner.recipe();
+    let make = |id: &str, recipe: Recipe| Make { id: id.into(), recipe, how: None, urgent: false };
+    let missing = Recipe { lowers: vec!["/nowhere/at/all".into()], ..recipe.clone() };
+    let none = Recipe { lowers: vec![], ..recipe.clone() };
+    for bad in [
+        make("../../etc", recipe.clone()),
+        make("short", recipe.clone()),
+        make(&Spawner::id(), missing),
+        make(&Spawner::id(), none),
+    ] {
+        assert!(spawner.request_as(bad.clone()).is_err(), "{bad:?}");
+    }
+    assert_eq!(spawner.tree.list(), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(spawner.paths.layers()).unwrap().count(), 0);
+    let paused = spawner.request(recipe, None).unwrap();
+    assert_eq!(paused.made.how, How::Cast);
+    spawner.finish(paused, true);
+}
+
+/// The well-known ways out, each tried by root and by a user, from both kinds of container.
+#[test]
+fn nobody_breaks_out_by_the_well_known_ways() {
+    let mut spawner = Spawner::start();
+    const TRIES: &str = r#"
+try() { name=$1; shift; if "$@" >/dev/null 2>&1; then echo "POSSIBLE: $name"; fi; }
+write() { echo 1 > "$1"; }
+try mount mount -t tmpfs x /tmp
+try mount-proc mount -t proc proc /tmp
+try remount mount -o remount,rw /proc/sys
+try bind mount -o bind / /tmp
+try umount umount /proc/kcore
+try sysrq write /proc/sysrq-trigger
+try core_pattern write /proc/sys/kernel/core_pattern
+try domainname write /proc/sys/kernel/domainname
+try uevent write /sys/kernel/uevent_helper
+try sys-write write /sys/kernel/mm/transparent_hugepage/enabled
+try kcore head -c 1 /proc/kcore_
+try raw-disk sh -c 'mknod /tmp/d b 254 0 && head -c 1 /tmp/d'
+try raw-disk-8 sh -c 'mknod /tmp/e b 8 0 && head -c 1 /tmp/e'
+try mem sh -c 'mknod /tmp/m c 1 1 && head -c 1 /tmp/m'
+try kmsg sh -c 'mknod /tmp/k c 1 11 && head -c 1 /tmp/k'
+try cgroup-write sh -c 'ls /sys/fs/cgroup/* && echo 1 > /sys/fs/cgroup/memory/x'
+try hostname hostname other
+try pid-of-others sh -c '[ $(ls -d /proc/[0-9]* | wc -l) -gt 6 ]'
+try chroot-escape sh -c 'ls /proc/1/root/work'
+try keys sh -c 'grep . /proc/keys'
+try lower-oom sh -c 'echo -900 > /proc/self/oom_score_adj'
+echo checked
+"#;
+    for how in BOTH {
+        for user in [User::default(), User { uid: 1000, gid: 1000, groups: vec![] }] {
+            let mut paused = spawner.make(Recipe { user, ..spawner.recipe() }, how);
+            assert_eq!(paused.sh(TRIES), "checked\n");
+            spawner.finish(paused, false);
+        }
+    }
+}
