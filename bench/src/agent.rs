@@ -1,0 +1,198 @@
+//! A client of an agent's own interface, blocking: one connection on one single-threaded runtime.
+
+use crate::clock;
+use crate::payload::parse_stamp;
+use anyhow::{Context, bail};
+use fsb_proto::agent::agent_service_client::AgentServiceClient;
+use fsb_proto::{agent as wire, fastpath};
+use hyper_util::rt::TokioIo;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// The longest that anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at something that is awaited.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A runtime that runs on the calling thread.
+pub fn runtime() -> std::io::Result<Rc<Runtime>> {
+    Ok(Rc::new(tokio::runtime::Builder::new_current_thread().enable_all().build()?))
+}
+
+/// A connection over a unix socket, opened before it is returned.
+pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
+    let path: PathBuf = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
+    });
+    let endpoint = Endpoint::from_static("http://local").connect_timeout(PATIENCE);
+    endpoint.connect_with_connector(connector).await.with_context(|| format!("connect to {}", socket.display()))
+}
+
+/// An agent.
+pub struct Agent {
+    runtime: Rc<Runtime>,
+    client: AgentServiceClient<Channel>,
+    socket: PathBuf,
+}
+
+impl Agent {
+    /// Connects, waiting until it serves.
+    pub fn connect(runtime: &Rc<Runtime>, socket: &Path) -> anyhow::Result<Self> {
+        let end = clock::now_ns() + PATIENCE.as_nanos() as u64;
+        loop {
+            match Self::try_connect(runtime, socket) {
+                Ok(agent) => return Ok(agent),
+                Err(error) if clock::now_ns() > end => return Err(error),
+                Err(_) => std::thread::sleep(PAUSE),
+            }
+            crate::interrupt::check()?;
+        }
+    }
+
+    /// Connects and asks for its status, once.
+    pub fn try_connect(runtime: &Rc<Runtime>, socket: &Path) -> anyhow::Result<Self> {
+        let channel = runtime.block_on(channel(socket))?;
+        let mut agent =
+            Self { runtime: runtime.clone(), client: AgentServiceClient::new(channel), socket: socket.to_owned() };
+        agent.status()?;
+        Ok(agent)
+    }
+
+    /// Where it is reached.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its instances, images and stock.
+    pub fn status(&mut self) -> anyhow::Result<wire::Snapshot> {
+        Ok(self.within(|client| Box::pin(client.status(wire::StatusRequest {})))?)
+    }
+
+    /// Gives it the image in `archive`.
+    pub fn import(&mut self, archive: &Path, reference: &str) -> anyhow::Result<()> {
+        let request = wire::ImportImageRequest {
+            path: archive.display().to_string(),
+            reference: reference.to_owned(),
+            cmd: vec![crate::payload::Payload::Tiny.path().to_owned()],
+            ..Default::default()
+        };
+        self.within(|client| Box::pin(client.import_image(request))).context("import the image")?;
+        Ok(())
+    }
+
+    /// Asks it to keep paused containers of an image.
+    pub fn warm(&mut self, reference: &str) -> anyhow::Result<()> {
+        let request = wire::SetWarmImagesRequest { images: vec![reference.to_owned()] };
+        self.within(|client| Box::pin(client.set_warm_images(request)))?;
+        Ok(())
+    }
+
+    /// Starts an instance.
+    pub fn create(&mut self, request: wire::CreateRequest) -> anyhow::Result<wire::CreateResponse> {
+        Ok(self.within(|client| Box::pin(client.create(request)))?)
+    }
+
+    /// The stamp in an instance's log, waiting until it is there.
+    pub fn stamp(&mut self, instance: &str) -> anyhow::Result<u64> {
+        let request = wire::LogsRequest { instance_id: instance.to_owned(), follow: true, ..Default::default() };
+        let mut client = self.client.clone();
+        let first = async move {
+            let mut chunks = client.logs(request).await?.into_inner();
+            first_stamp(&mut chunks).await
+        };
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, first).await })?
+    }
+
+    /// Removes an instance with its log, and waits until nothing of it is left.
+    pub fn remove(&mut self, instance: &str) -> anyhow::Result<()> {
+        let end = clock::now_ns() + PATIENCE.as_nanos() as u64;
+        loop {
+            let request = wire::DeleteRequest {
+                instance_id: instance.to_owned(),
+                grace_period_seconds: Some(0),
+                remove_logs: true,
+                ..Default::default()
+            };
+            match self.within(|client| Box::pin(client.delete(request))) {
+                Ok(response) if response.gone => return Ok(()),
+                Ok(_) => {}
+                Err(status) if status.code() == tonic::Code::NotFound => return Ok(()),
+                Err(status) => return Err(status.into()),
+            }
+            if clock::now_ns() > end {
+                bail!("{instance} is not gone after {PATIENCE:?}");
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// How many containers are paused.
+    pub fn paused(&mut self) -> anyhow::Result<i32> {
+        Ok(self.status()?.stock.iter().map(|stock| stock.paused).sum())
+    }
+
+    fn within<T>(
+        &mut self,
+        call: impl FnOnce(
+            &mut AgentServiceClient<Channel>,
+        )
+            -> std::pin::Pin<Box<dyn Future<Output = Result<tonic::Response<T>, tonic::Status>> + '_>>,
+    ) -> Result<T, tonic::Status> {
+        let runtime = self.runtime.clone();
+        let answer = async { tokio::time::timeout(PATIENCE, call(&mut self.client)).await };
+        match runtime.block_on(answer) {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(tonic::Status::deadline_exceeded(format!("no answer within {PATIENCE:?}"))),
+        }
+    }
+}
+
+/// The stamp in the first line of a log.
+pub async fn first_stamp(chunks: &mut tonic::Streaming<fastpath::LogChunk>) -> anyhow::Result<u64> {
+    while let Some(chunk) = chunks.message().await? {
+        if let Some(line) = chunk.lines.first() {
+            return parse_stamp(&line.text)
+                .with_context(|| format!("not a stamp: {:?}", String::from_utf8_lossy(&line.text)));
+        }
+    }
+    bail!("the log ended without a stamp")
+}
+
+/// Waits until a stock is as full as it gets: `full` containers, or as many as stay for a while at the first time.
+#[derive(Debug, Default)]
+pub struct Stock {
+    full: i32,
+}
+
+impl Stock {
+    /// Waits; gives up after a second, since a sample without stock is a result too (it is counted as such).
+    pub fn wait(&mut self, mut paused: impl FnMut() -> anyhow::Result<i32>) -> anyhow::Result<()> {
+        if self.full == 0 {
+            self.full = settled(&mut paused)?;
+        }
+        let end = clock::now_ns() + 1_000_000_000;
+        while paused()? < self.full && clock::now_ns() < end {
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+}
+
+/// The count at which a stock has stayed for half a second, or that it has after ten.
+fn settled(paused: &mut impl FnMut() -> anyhow::Result<i32>) -> anyhow::Result<i32> {
+    let (mut count, mut since) = (paused()?, clock::now_ns());
+    let begin = since;
+    while clock::now_ns() - since < 500_000_000 && clock::now_ns() - begin < 10_000_000_000 {
+        std::thread::sleep(PAUSE);
+        let now = paused()?;
+        if now != count || now == 0 {
+            (count, since) = (now, clock::now_ns());
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,94 @@
+//! One way to start a program.
+
+use crate::payload::Payload;
+use serde::{Deserialize, Serialize};
+
+/// How an agent got the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// From the stock of paused containers.
+    Stock,
+    /// Cast for this start.
+    Cast,
+    /// Made by libcontainer for this start.
+    Libcontainer,
+}
+
+impl Source {
+    /// From the agent's wire; unknown ones are `None`.
+    pub fn from_wire(value: i32) -> Option<Self> {
+        use fsb_proto::agent::Source as Wire;
+        match Wire::try_from(value).ok()? {
+            Wire::Stock => Some(Source::Stock),
+            Wire::Cast => Some(Source::Cast),
+            Wire::Libcontainer => Some(Source::Libcontainer),
+            Wire::Unknown => None,
+        }
+    }
+}
+
+/// One sample: a program that was started and has taken its stamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// When the call was made, in nanoseconds of the monotonic clock.
+    pub called_ns: u64,
+    /// What the program read from the same clock as its first act.
+    pub stamp_ns: u64,
+    /// Where the container came from, if it is one of ours.
+    pub source: Option<Source>,
+}
+
+impl Started {
+    /// From the call to the stamp, in nanoseconds; `None` if the clocks disagree.
+    pub fn took_ns(&self) -> Option<u64> {
+        self.stamp_ns.checked_sub(self.called_ns)
+    }
+}
+
+/// A way to start a program. Everything that is not part of a start (waiting for the end, cleaning up, waiting
+/// until the stock is full again) is done by `start` outside of the two times that it returns.
+pub trait Cell {
+    /// The cell's name in tables and files.
+    fn name(&self) -> &'static str;
+
+    /// What it does not do that a sandbox of ours does; empty = nothing is left out.
+    fn leaves_out(&self) -> &'static str {
+        ""
+    }
+
+    /// Starts the program, waits for its stamp, ends it and cleans up.
+    fn start(&mut self, payload: Payload) -> anyhow::Result<Started>;
+}
+
+/// A cell in a helper process.
+pub struct Remote {
+    name: &'static str,
+    leaves_out: &'static str,
+    helper: std::rc::Rc<std::cell::RefCell<crate::helper::Helper>>,
+}
+
+impl Remote {
+    /// The cell `name` of `helper`.
+    pub fn new(
+        name: &'static str,
+        leaves_out: &'static str,
+        helper: &std::rc::Rc<std::cell::RefCell<crate::helper::Helper>>,
+    ) -> Self {
+        Self { name, leaves_out, helper: helper.clone() }
+    }
+}
+
+impl Cell for Remote {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn leaves_out(&self) -> &'static str {
+        self.leaves_out
+    }
+
+    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+        self.helper.borrow_mut().start(self.name, payload)
+    }
+}

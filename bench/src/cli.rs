@@ -1,0 +1,62 @@
+//! The command line.
+
+use crate::report::{Report, table};
+use crate::scenario::{memory, recover, start};
+use crate::{interrupt, launcher, lib_cells, paused};
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Measures Fast Sandbox beside the kernel's floors and other container runtimes, in one interleaved run.
+#[derive(Debug, Parser)]
+#[command(name = "fsb-bench", version, subcommand_required = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Also write the result to this file, as JSON
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// From the call to the first act of the user's program
+    Start(start::Options),
+    /// What a paused container costs in memory
+    Memory(memory::Options),
+    /// How long an agent is away after its server was killed
+    Recover(recover::Options),
+    #[command(hide = true)]
+    Launcher(launcher::Args),
+    #[command(hide = true)]
+    Paused(paused::Args),
+    #[command(hide = true)]
+    AgentCells(lib_cells::Args),
+}
+
+/// Runs what was asked for.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let report = match cli.command {
+        // Helpers first: they are to be single-threaded for as long as they can.
+        Command::Launcher(args) => return launcher::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Paused(args) => return paused::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::AgentCells(args) => return lib_cells::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Start(options) => measured(|| start::run(&options))?,
+        Command::Memory(options) => measured(|| memory::run(&options))?,
+        Command::Recover(options) => measured(|| recover::run(&options))?,
+    };
+    print!("{}", table::text(&report));
+    if let Some(path) = &cli.json {
+        start::save(&report, path)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measured(scenario: impl FnOnce() -> anyhow::Result<Report>) -> anyhow::Result<Report> {
+    if !nix::unistd::Uid::effective().is_root() {
+        bail!("namespaces, mounts and cgroups need root\nhint: sudo fsb-bench …");
+    }
+    interrupt::listen()?;
+    scenario()
+}

@@ -1,0 +1,173 @@
+//! Helper processes: how the bench starts them, talks to them and ends them.
+
+use crate::cell::Started;
+use crate::payload::Payload;
+use crate::protocol::{Answer, Ask, Line};
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a helper may take for one answer, or to set itself up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to end by itself.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A child process that does not outlive this value.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+    /// Whether it ends by itself soon; if not, it is killed at once.
+    ends: bool,
+}
+
+impl Process {
+    /// Starts `command` with its output in `log`, in a process group of its own: Ctrl-C in the terminal is for the
+    /// bench alone, which then ends what it started in the right order.
+    pub fn start(command: &mut Command, name: &str, log: &Path) -> anyhow::Result<Self> {
+        let output =
+            std::fs::File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("start {name} ({})", command.get_program().to_string_lossy()))?;
+        Ok(Self { child, name: name.to_owned(), ends: false })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// An error if it has ended, with the end of its output.
+    pub fn check(&mut self, log: &Path) -> anyhow::Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(5).collect();
+            bail!("{} ended ({status}): {}", self.name, tail.into_iter().rev().collect::<Vec<_>>().join(" | "));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let end = Instant::now() + if self.ends { FAREWELL } else { Duration::ZERO };
+        while Instant::now() < end {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = kill(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// Where helpers find the bench.
+#[derive(Debug)]
+pub struct Hub {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Hub {
+    /// A socket called `name` in `dir`.
+    pub fn open(dir: &Path, name: &str) -> anyhow::Result<Self> {
+        let path = dir.join(name);
+        let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, path })
+    }
+
+    /// For a helper's `--connect`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits until the helper that `process` is, or has started, is set up.
+    pub fn accept(&self, mut process: Process, log: &Path, ends: bool) -> anyhow::Result<Helper> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    let mut line = Line::new(stream)?;
+                    match line.receive()? {
+                        Some(Answer::Ready) => {}
+                        other => bail!("{} did not get ready: {other:?}; see {}", process.name, log.display()),
+                    }
+                    process.ends = ends;
+                    return Ok(Helper { line: Some(line), process });
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    process.check(log)?;
+                    crate::interrupt::check()?;
+                    if Instant::now() > end {
+                        bail!("{} did not get ready within {PATIENCE:?}; see {}", process.name, log.display());
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// A helper that is set up. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Helper {
+    line: Option<Line>,
+    process: Process,
+}
+
+impl Helper {
+    /// Its process, or the one that started it.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// One question, one answer.
+    pub fn ask(&mut self, ask: &Ask) -> anyhow::Result<Answer> {
+        let name = self.process.name.clone();
+        let line = self.line.as_mut().with_context(|| format!("{name} is gone"))?;
+        let answer = line.send(ask).and_then(|()| line.receive());
+        match answer {
+            Ok(Some(Answer::Failed { error })) => bail!("{error}"),
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => {
+                self.line = None;
+                bail!("{name} ended")
+            }
+            // An answer that comes too late would be taken for that of the next question.
+            Err(error) => {
+                self.line = None;
+                Err(error).with_context(|| format!("ask {name}"))
+            }
+        }
+    }
+
+    /// One sample.
+    pub fn start(&mut self, cell: &str, payload: Payload) -> anyhow::Result<Started> {
+        match self.ask(&Ask::Start { cell: cell.to_owned(), payload })? {
+            Answer::Started(started) => Ok(started),
+            other => bail!("unexpected answer {other:?}"),
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // End-of-file tells it to end.
+        self.line = None;
+    }
+}

@@ -1,0 +1,119 @@
+//! The process that floors and peers are started from: small and single-threaded, so that a fork copies little.
+
+use crate::cell::Started;
+use crate::floor::cold::Cold;
+use crate::floor::process::{self, Program};
+use crate::image::Image;
+use crate::payload::{Payload, read_stamp};
+use crate::peer::{Bundles, Runtime};
+use crate::protocol::{Answer, Ask, Line};
+use anyhow::{Context, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a program may take to its stamp.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a launcher is told.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The bench's socket.
+    #[arg(long)]
+    pub connect: PathBuf,
+    /// The bench's directory.
+    #[arg(long)]
+    pub root: PathBuf,
+    /// Name of the bench's cgroup.
+    #[arg(long)]
+    pub cgroup: String,
+    /// Take the v2 mount of a hybrid host away first: crun takes such a host for a pure v2 one.
+    #[arg(long)]
+    pub hide_unified: bool,
+}
+
+/// Gives this thread a mount namespace of its own, from which nothing spreads.
+pub fn private_mounts() -> nix::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+}
+
+/// Serves the bench until it hangs up.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let line = Line::new(UnixStream::connect(&args.connect).context("connect to the bench")?)?;
+    private_mounts().context("make a private mount namespace")?;
+    if args.hide_unified {
+        let unified = Path::new("/sys/fs/cgroup/unified");
+        if unified.exists() {
+            umount2(unified, MntFlags::MNT_DETACH).context("unmount /sys/fs/cgroup/unified")?;
+        }
+    }
+    let mut launcher = Launcher::open(args)?;
+    line.serve(|ask| match ask {
+        Ask::Start { cell, payload } => Ok(Answer::Started(launcher.start(&cell, payload)?)),
+        Ask::Hold { .. } => bail!("a launcher holds nothing"),
+    })?;
+    Ok(())
+}
+
+struct Launcher {
+    rootfs: PathBuf,
+    cold: Option<Cold>,
+    bundles: Bundles,
+    started: u64,
+}
+
+impl Launcher {
+    fn open(args: &Args) -> anyhow::Result<Self> {
+        let rootfs = Image::rootfs_in(&args.root);
+        // The launcher of crun has no use for it, and on hybrid hosts not all of its cgroups.
+        let cold = match args.hide_unified {
+            true => None,
+            false => Some(
+                Cold::prepare(&format!("{}/floor", args.cgroup), &args.root.join("floor-layers"), &rootfs)
+                    .context("prepare floor-cold")?,
+            ),
+        };
+        let name = if args.hide_unified { "crun" } else { "runc" };
+        let bundles = Bundles::create(&args.root.join("peers").join(name), &rootfs, &args.cgroup)?;
+        Ok(Self { rootfs, cold, bundles, started: 0 })
+    }
+
+    fn start(&mut self, cell: &str, payload: Payload) -> anyhow::Result<Started> {
+        self.started += 1;
+        let outside = self.rootfs.join(payload.path().trim_start_matches('/'));
+        let outside = || Program::new([outside.as_os_str().as_encoded_bytes()]);
+        match cell {
+            "floor-fork" => finish(process::fork(&outside()?)?),
+            "floor-spawn" => finish(process::spawn(&outside()?)?),
+            "floor-cold" => {
+                let cold = self.cold.as_mut().context("this launcher has no floor-cold")?;
+                let container = cold.start(&Program::new([payload.path()])?)?;
+                let called_ns = container.called_ns;
+                let stamp = read_stamp(&container.stdout, PATIENCE);
+                cold.finish(container, stamp.is_err())?;
+                Ok(Started { called_ns, stamp_ns: stamp?, source: None })
+            }
+            _ => {
+                let runtime = Runtime::named(cell).with_context(|| format!("no such cell: {cell}"))?;
+                let command = self.bundles.run(runtime, payload, &format!("{cell}-{}", self.started))?;
+                finish(process::spawn(&Program::new(command)?)?)
+            }
+        }
+    }
+}
+
+fn finish(child: process::Child) -> anyhow::Result<Started> {
+    let stamp = read_stamp(&child.stdout, PATIENCE);
+    if stamp.is_err() {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.pid), nix::sys::signal::Signal::SIGKILL);
+    }
+    let status = child.wait()?;
+    let stamp_ns = stamp?;
+    if status != 0 {
+        bail!("the program ended with wait status {status:#x}");
+    }
+    Ok(Started { called_ns: child.called_ns, stamp_ns, source: None })
+}

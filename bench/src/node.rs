@@ -1,0 +1,74 @@
+//! A private local node, brought up and taken down by fsb-ctl as a user does it.
+
+use crate::keeper::program;
+use crate::workspace::Workspace;
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A local node. It is taken down when this is dropped.
+#[derive(Debug)]
+pub struct Node {
+    root: PathBuf,
+    ctl: PathBuf,
+}
+
+impl Node {
+    /// Brings one up below `workspace`.
+    pub fn up(workspace: &Workspace) -> anyhow::Result<Self> {
+        let node = Self { root: workspace.path().join("node"), ctl: program("fsb-ctl")? };
+        let output = node.command(["local", "up", "--no-egress"]).output().context("run fsb-ctl local up")?;
+        if !output.status.success() {
+            bail!("fsb-ctl local up: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(node)
+    }
+
+    /// The controller's socket.
+    pub fn controller(&self) -> anyhow::Result<PathBuf> {
+        self.socket(|name| name == "controller.sock")
+    }
+
+    /// The socket of its first agent.
+    pub fn agent(&self) -> anyhow::Result<PathBuf> {
+        self.socket(|name| name.starts_with("agent-") && name.ends_with(".sock"))
+    }
+
+    fn command<const N: usize>(&self, words: [&str; N]) -> Command {
+        let mut command = Command::new(&self.ctl);
+        command.args(words).arg("--root").arg(&self.root).stdin(Stdio::null());
+        command
+    }
+
+    fn socket(&self, is: impl Fn(&str) -> bool) -> anyhow::Result<PathBuf> {
+        let mut found = Vec::new();
+        walk(&self.root, 4, &mut |path| {
+            if path.file_name().and_then(|name| name.to_str()).is_some_and(&is) {
+                found.push(path.to_owned());
+            }
+        });
+        found.sort();
+        found.into_iter().next().with_context(|| format!("no such socket below {}", self.root.display()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        match self.command(["local", "down", "--purge"]).output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                eprintln!("fsb-bench: fsb-ctl local down: {}", String::from_utf8_lossy(&output.stderr).trim())
+            }
+            Err(error) => eprintln!("fsb-bench: fsb-ctl local down: {error}"),
+        }
+    }
+}
+
+fn walk(dir: &Path, depth: usize, see: &mut impl FnMut(&Path)) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        see(&entry.path());
+        if depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk(&entry.path(), depth - 1, see);
+        }
+    }
+}

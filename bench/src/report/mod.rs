@@ -1,0 +1,124 @@
+//! What a scenario found: rows for people and for programs.
+
+pub mod table;
+
+use crate::machine::Machine;
+use crate::payload::Payload;
+use crate::stats::Summary;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The result of one scenario. Its JSON form is the same for all of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    pub scenario: String,
+    pub machine: Machine,
+    pub cells: Vec<Row>,
+    /// What a reader must know before believing a figure.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// One cell.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Payload>,
+    #[serde(flatten)]
+    pub summary: Option<Summary>,
+    /// Further figures, by name with the unit in it.
+    #[serde(flatten)]
+    pub values: Map<String, Value>,
+}
+
+impl Row {
+    /// A row without a distribution.
+    pub fn of_values<'a>(name: &str, values: impl IntoIterator<Item = (&'a str, Value)>) -> Self {
+        let values = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        Self { name: name.to_owned(), values, ..Self::default() }
+    }
+
+    /// A figure by its name.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        self.values.get(key)?.as_f64()
+    }
+}
+
+impl Report {
+    /// The row of a cell.
+    pub fn row(&self, name: &str, payload: Option<Payload>) -> Option<&Row> {
+        self.cells.iter().find(|row| row.name == name && row.payload == payload)
+    }
+
+    /// As it goes into a file.
+    pub fn to_json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("a report is always JSON");
+        text.push('\n');
+        text
+    }
+}
+
+/// Rounded to `digits` decimals, for people and for files that are compared.
+pub fn rounded(value: f64, digits: i32) -> Value {
+    let factor = 10f64.powi(digits);
+    Value::from((value * factor).round() / factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_form_is_the_one_that_is_promised() {
+        let report = Report {
+            scenario: "start".into(),
+            machine: Machine { cpus: 2, kernel: "6.18".into(), ..Machine::default() },
+            cells: vec![
+                Row {
+                    name: "agent-stock".into(),
+                    payload: Some(Payload::Tiny),
+                    summary: Summary::of(&[1500, 2500, 3500]),
+                    values: Map::from_iter([("failed".to_owned(), Value::from(0))]),
+                },
+                Row::of_values("paused-slope", [("kib", rounded(345.678, 1))]),
+            ],
+            warnings: vec![],
+        };
+        let golden = r#"{
+  "scenario": "start",
+  "machine": {
+    "cpus": 2,
+    "cpu_model": "",
+    "memory_mib": 0,
+    "kernel": "6.18",
+    "cgroups": "",
+    "disk": "",
+    "load_before": 0.0,
+    "load_after": 0.0,
+    "steal_percent": 0.0,
+    "version": ""
+  },
+  "cells": [
+    {
+      "name": "agent-stock",
+      "payload": "tiny",
+      "n": 3,
+      "p50_us": 2.5,
+      "p90_us": 3.5,
+      "p99_us": 3.5,
+      "max_us": 3.5,
+      "failed": 0
+    },
+    {
+      "name": "paused-slope",
+      "kib": 345.7
+    }
+  ],
+  "warnings": []
+}
+"#;
+        assert_eq!(report.to_json(), golden);
+        assert_eq!(serde_json::from_str::<Report>(golden).unwrap(), report);
+    }
+}

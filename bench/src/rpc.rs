@@ -1,0 +1,139 @@
+//! Cells that start over gRPC, each on one open connection over a unix socket.
+
+use crate::agent::{self, Agent, Stock};
+use crate::cell::{Cell, Source, Started};
+use crate::clock;
+use crate::image::REFERENCE;
+use crate::payload::Payload;
+use anyhow::{Context, bail};
+use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
+use fsb_proto::{agent as agent_wire, fastpath};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The create request of a bench's instance.
+pub fn request(name: &str, words: &[&str]) -> agent_wire::CreateRequest {
+    agent_wire::CreateRequest {
+        claim: Some(agent_wire::Claim {
+            namespace: "default".into(),
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            generation: 1,
+        }),
+        image: REFERENCE.to_owned(),
+        command: words.iter().map(|word| (*word).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// `agent-rpc`: one Create call to an agent.
+pub struct AgentRpc {
+    agent: Agent,
+    stock: Stock,
+    count: u64,
+}
+
+impl AgentRpc {
+    /// To an agent that has the image.
+    pub fn new(agent: Agent) -> Self {
+        Self { agent, stock: Stock::default(), count: 0 }
+    }
+}
+
+impl Cell for AgentRpc {
+    fn name(&self) -> &'static str {
+        "agent-rpc"
+    }
+
+    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+        self.stock.wait(|| self.agent.paused())?;
+        self.count += 1;
+        let request = request(&format!("bench-{}", self.count), &[payload.path()]);
+        let called_ns = clock::now_ns();
+        let response = self.agent.create(request)?;
+        let stamp = self.agent.stamp(&response.instance_id);
+        self.agent.remove(&response.instance_id)?;
+        Ok(Started { called_ns, stamp_ns: stamp?, source: Source::from_wire(response.source) })
+    }
+}
+
+/// `path`: one CreateSandbox call to a controller, which has one agent.
+pub struct WholePath {
+    runtime: Rc<Runtime>,
+    client: FastPathServiceClient<Channel>,
+    agent: Agent,
+    stock: Stock,
+}
+
+impl WholePath {
+    /// Connects to the controller at `socket`; `agent` is the one that it has.
+    pub fn connect(runtime: &Rc<Runtime>, socket: &Path, agent: Agent) -> anyhow::Result<Self> {
+        let channel = runtime.block_on(agent::channel(socket))?;
+        let client = FastPathServiceClient::new(channel);
+        Ok(Self { runtime: runtime.clone(), client, agent, stock: Stock::default() })
+    }
+
+    async fn stamp(client: &mut FastPathServiceClient<Channel>, sandbox: &str) -> anyhow::Result<u64> {
+        let request = fastpath::LogsRequest { sandbox_id: sandbox.to_owned(), follow: true, ..Default::default() };
+        let mut chunks = client.logs(request).await?.into_inner();
+        agent::first_stamp(&mut chunks).await
+    }
+
+    async fn remove(client: &mut FastPathServiceClient<Channel>, sandbox: &str) -> anyhow::Result<()> {
+        let request = || fastpath::DeleteRequest { sandbox_id: sandbox.to_owned(), force: true, ..Default::default() };
+        client.delete_sandbox(request()).await?;
+        loop {
+            let get = fastpath::GetRequest { sandbox_id: sandbox.to_owned(), ..Default::default() };
+            match client.get_sandbox(get).await {
+                Err(status) if status.code() == tonic::Code::NotFound => return Ok(()),
+                Err(status) => return Err(status.into()),
+                Ok(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    fn source(&mut self, sandbox: &str) -> anyhow::Result<Option<Source>> {
+        let instances = self.agent.status()?.instances;
+        let own = instances.iter().find(|i| i.claim.as_ref().is_some_and(|claim| claim.name == sandbox));
+        Ok(own.and_then(|instance| Source::from_wire(instance.source)))
+    }
+}
+
+impl Cell for WholePath {
+    fn name(&self) -> &'static str {
+        "path"
+    }
+
+    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+        self.stock.wait(|| self.agent.paused())?;
+        let request = fastpath::CreateRequest {
+            image: REFERENCE.to_owned(),
+            command: vec![payload.path().to_owned()],
+            ..Default::default()
+        };
+        let runtime = self.runtime.clone();
+        let client = &mut self.client;
+        let called_ns = clock::now_ns();
+        let created = runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, client.create_sandbox(request)).await })
+            .context("no answer in time")??
+            .into_inner();
+        let sandbox = created.sandbox_id;
+        let stamp = runtime.block_on(async { tokio::time::timeout(PATIENCE, Self::stamp(client, &sandbox)).await });
+        let source = self.source(&sandbox)?;
+        let client = &mut self.client;
+        runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, Self::remove(client, &sandbox)).await })
+            .with_context(|| format!("{sandbox} is not gone after {PATIENCE:?}"))??;
+        match stamp {
+            Ok(stamp) => Ok(Started { called_ns, stamp_ns: stamp?, source }),
+            Err(_) => bail!("{sandbox} wrote no stamp within {PATIENCE:?}"),
+        }
+    }
+}

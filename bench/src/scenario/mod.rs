@@ -1,0 +1,5 @@
+//! What is measured.
+
+pub mod memory;
+pub mod recover;
+pub mod start;
