@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod handoff;
+pub mod late;
 pub mod memfd;
 pub mod mount;
 pub mod openat;
