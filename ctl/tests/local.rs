@@ -1,0 +1,418 @@
+//! `local`, with stand-ins for the node's programs: shell scripts that make what the real ones make, cgroups, files and
+//! processes, and a controller that answers from within the test.
+
+mod common;
+
+use common::{Controller, ctl, stderr, stdout};
+use fsb_proto::fastpath::AgentSummary;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Becomes a member of cgroups as the real one does, leaves a layer, a record and a child behind.
+const KEEPER: &str = r#"#!/bin/sh
+env > "$FSB_LOG_DIR/$POD_NAME.env"
+for mount in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/pids /sys/fs/cgroup/freezer /sys/fs/cgroup/unified; do
+  [ -e "$mount/cgroup.procs" ] || continue
+  name=$(basename "$mount")
+  own=$(awk -F: -v name="$name" '$2 == name || ($2 == "" && (name == "unified" || name == "cgroup")) { print $3 }' /proc/self/cgroup)
+  mkdir -p "$mount$own/$FSB_CGROUP/sandboxes/x" && echo 0 > "$mount$own/$FSB_CGROUP/sandboxes/x/cgroup.procs"
+done
+mkdir -p "$FSB_STATE_DIR/$POD_NAME/layers/x" "$FSB_RUN_DIR/$POD_NAME/records"
+mount -t tmpfs none "$FSB_STATE_DIR/$POD_NAME/layers/x"
+echo "$POD_UID" > "$FSB_STATE_DIR/$POD_NAME/layers/$POD_UID"
+sleep 100000 &
+sleep 100000
+"#;
+
+/// The socket is the test's own controller.
+const CONTROLLER: &str = r#"#!/bin/sh
+echo "$@" > "$FSB_X_LOG/controller.args"
+ln -sf "$FSB_X_SOCKET" "$2"
+exec sleep 100000
+"#;
+
+/// Forwarding is one switch for the whole machine: one test at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// A node of its own, taken down at the end whatever happened.
+struct Node {
+    controller: Controller,
+    programs: PathBuf,
+    root: PathBuf,
+    _machine: Option<MutexGuard<'static, ()>>,
+}
+
+impl Node {
+    /// `None` without root, which is a failure where root is required.
+    fn new() -> Option<Self> {
+        let machine = MACHINE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Self::beside(Some(machine))
+    }
+
+    fn beside(machine: Option<MutexGuard<'static, ()>>) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("FSB_REQUIRE_ROOT").is_none(), "FSB_REQUIRE_ROOT is set and this is not root");
+            return None;
+        }
+        let controller = Controller::start();
+        let programs = controller.directory.path().join("bin");
+        std::fs::create_dir(&programs).unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_fsb-ctl"), programs.join("fsb-ctl")).unwrap();
+        let node = Self { root: controller.directory.path().join("n"), controller, programs, _machine: machine };
+        node.program("fsb-keeper", KEEPER);
+        node.program("fsb-controller", CONTROLLER);
+        node.program("fsb-agent", "");
+        node.program("fsb-spawner", "");
+        node.agents(&["agent-1", "agent-2"]);
+        Some(node)
+    }
+
+    fn program(&self, name: &str, script: &str) {
+        let path = self.programs.join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The agents that the controller takes for healthy.
+    fn agents(&self, names: &[&str]) {
+        let summary = |name: &&str| AgentSummary {
+            name: (*name).to_owned(),
+            namespace: "default".into(),
+            healthy: true,
+            ..AgentSummary::default()
+        };
+        self.controller.state().script.agents = names.iter().map(summary).collect();
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.programs.join("fsb-ctl"));
+        let template = ctl(self.controller.directory.path(), &[]);
+        command.env_clear().envs(template.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.args(words).arg("--root").arg(&self.root).current_dir("/").stdin(std::process::Stdio::null());
+        command.env("FSB_X_SOCKET", &self.controller.socket).env("FSB_X_LOG", self.root.join("log"));
+        command.env("FSB_TOKEN", "secret").env("POOL_MEMORY", "5%").env("UNRELATED", "x");
+        command
+    }
+
+    fn run(&self, words: &str) -> Output {
+        self.command(&words.split(' ').collect::<Vec<_>>()).output().unwrap()
+    }
+
+    fn up(&self, words: &str) {
+        let output = self.run(&format!("local up {words}"));
+        assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+        assert!(stdout(&output).contains("export FSB_ENDPOINT=unix:"), "{}", stdout(&output));
+    }
+
+    fn record(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.root.join("run/node.json")).unwrap()).unwrap()
+    }
+
+    fn keeper(&self, agent: &str) -> i32 {
+        self.record()["keepers"][agent]["keeper"]["pid"].as_i64().unwrap() as i32
+    }
+
+    fn controller_pid(&self) -> i32 {
+        self.record()["controller"]["pid"].as_i64().unwrap() as i32
+    }
+
+    fn supervisor(&self) -> i32 {
+        let text = std::fs::read(self.root.join("lib/node.lock")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["pid"].as_i64().unwrap() as i32
+    }
+
+    /// What the keeper of an agent was given.
+    fn environment(&self, agent: &str) -> BTreeSet<String> {
+        let path = self.root.join(format!("log/{agent}.env"));
+        until("the keeper runs", || path.exists());
+        std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    fn layers(&self, agent: &str) -> Vec<String> {
+        names(&self.root.join("lib").join(agent).join("layers")).into_iter().filter(|name| name != "x").collect()
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let cgroup = self.environment("agent-1").into_iter().find_map(|line| {
+            line.strip_prefix("FSB_CGROUP=").and_then(|path| Some(path.split_once('/')?.0.to_owned()))
+        });
+        directories_called(Path::new("/sys/fs/cgroup"), &cgroup.unwrap())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.command(&["local", "down", "--purge"]).output();
+    }
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "it never came true: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+fn directories_called(directory: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name() == name {
+                found.push(entry.path());
+            }
+            found.extend(directories_called(&entry.path(), name));
+        }
+    }
+    found
+}
+
+fn kill_9(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+}
+
+fn alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn system(line: &str) -> String {
+    let output = Command::new("sh").args(["-c", line]).output().unwrap();
+    stdout(&output)
+}
+
+/// Everything of a machine that a node changes.
+#[derive(Debug, PartialEq)]
+struct Machine {
+    mounts: Vec<String>,
+    links: Vec<String>,
+    rules: String,
+    forwarding: String,
+    run_files: Vec<String>,
+}
+
+fn machine() -> Machine {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut mounts: Vec<_> = mounts.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect();
+    let mut links = names(Path::new("/sys/class/net"));
+    mounts.sort();
+    links.sort();
+    Machine {
+        mounts,
+        links,
+        rules: system("nft list ruleset"),
+        forwarding: std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+        run_files: names(Path::new("/run")).into_iter().filter(|name| name.starts_with("fast-sandbox.")).collect(),
+    }
+}
+
+#[test]
+fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
+    let Some(node) = Node::new() else { return };
+    let before = machine();
+    node.up("--agents 2 --capacity 7 --warm-image a --warm-image b --controller-arg=--profiling");
+    let environment = node.environment("agent-2");
+    let run = node.root.join("run");
+    for wanted in [
+        "POD_NAME=agent-2",
+        "FSB_POOL=default-pool",
+        "NAMESPACE=default",
+        "AGENT_CAPACITY=7",
+        "AGENT_PORT=0",
+        "WARM_IMAGES=a,b",
+        "POOL_MEMORY=5%",
+        &format!("FSB_RUN_DIR={}", run.display()),
+        &format!("AGENT_NETNS={}/netns/agent-2", run.display()),
+        &format!("AGENT_SOCKET={}/agent-2.sock", run.display()),
+    ] {
+        assert!(environment.contains(wanted), "{wanted} is not in {environment:?}");
+    }
+    let leaked = |line: &String| line.starts_with("UNRELATED=") || line.starts_with("FSB_TOKEN=");
+    assert!(!environment.iter().any(leaked), "{environment:?}");
+    let arguments = std::fs::read_to_string(node.root.join("log/controller.args")).unwrap();
+    for wanted in ["agent-1.sock", "agent-2.sock", "claims.redb", "--profiling"] {
+        assert!(arguments.contains(wanted), "{arguments}");
+    }
+
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.keeper("agent-1"))).unwrap();
+    let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+    assert_eq!(pids.split_whitespace().nth(1), Some("1"), "a keeper is PID 1 of a namespace of its own");
+    let ip = environment.iter().find_map(|line| line.strip_prefix("POD_IP=")).unwrap();
+    let netns = run.join("netns/agent-2");
+    let inside = system(&format!("nsenter --net={} ip -4 addr; nsenter --net={0} ip route", netns.display()));
+    assert!(inside.contains(ip) && inside.contains("default via") && inside.contains("state UP"), "{inside}");
+    assert_eq!(system(&format!("stat -f -c %T {}", run.display())).trim(), "tmpfs");
+    until("the keepers are in their cgroups", || !node.cgroups().is_empty());
+    let status: serde_json::Value = serde_json::from_slice(&node.run("local status -o json").stdout).unwrap();
+    assert_eq!(status["up"], true, "{status}");
+
+    let keepers = [node.keeper("agent-1"), node.keeper("agent-2")];
+    let again = node.run("local up --agents 2");
+    assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
+    assert!(stderr(&again).contains("up already"));
+    assert_eq!(keepers, [node.keeper("agent-1"), node.keeper("agent-2")], "nothing was touched");
+
+    let (cgroups, supervisor, controller) = (node.cgroups(), node.supervisor(), node.controller_pid());
+    let down = node.run("local down");
+    assert_eq!((down.status.code(), stderr(&down).contains("error")), (Some(0), false), "{}", stderr(&down));
+    assert!(!keepers.into_iter().chain([supervisor, controller]).any(alive));
+    assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
+    assert_eq!(machine(), before);
+    assert_eq!(names(&node.root).len(), 2, "lib and log: {:?}", names(&node.root));
+    assert_eq!(names(&node.root.join("lib")), Vec::<String>::new(), "no layer and no lock is left");
+    assert_eq!(node.run("local status").status.code(), Some(1));
+    assert_eq!(node.run("local down --purge").status.code(), Some(0));
+    assert!(!node.root.exists());
+}
+
+#[test]
+fn a_dead_keeper_comes_back_as_an_empty_agent_and_the_others_do_not_notice() {
+    let Some(node) = Node::new() else { return };
+    node.up("--agents 2");
+    until("both have a layer", || node.layers("agent-1").len() == 1 && node.layers("agent-2").len() == 1);
+    let (first, second) = (node.layers("agent-1"), node.layers("agent-2"));
+    let (keeper, other, controller) = (node.keeper("agent-1"), node.keeper("agent-2"), node.controller_pid());
+    kill_9(keeper);
+    until("another keeper has its own layer", || {
+        let layers = node.layers("agent-1");
+        layers.len() == 1 && layers != first
+    });
+    assert_ne!(node.keeper("agent-1"), keeper);
+    assert_eq!((node.keeper("agent-2"), node.layers("agent-2")), (other, second));
+    assert_eq!(node.controller_pid(), controller);
+    kill_9(controller);
+    until("another controller", || node.controller_pid() != controller && alive(node.controller_pid()));
+    assert!(alive(other));
+}
+
+#[test]
+fn a_new_supervisor_goes_on_with_what_the_dead_one_left() {
+    let Some(node) = Node::new() else { return };
+    node.up("--agents 2");
+    let before = (node.keeper("agent-1"), node.keeper("agent-2"), node.controller_pid());
+    let supervisor = node.supervisor();
+    kill_9(supervisor);
+    until("it is dead", || !alive(supervisor));
+    node.up("--agents 2");
+    assert_ne!(node.supervisor(), supervisor);
+    assert_eq!((node.keeper("agent-1"), node.keeper("agent-2"), node.controller_pid()), before);
+    kill_9(before.0);
+    until("it sees the end of a keeper that it did not start", || node.keeper("agent-1") != before.0);
+    kill_9(before.2);
+    until("and of the controller", || node.controller_pid() != before.2);
+}
+
+#[test]
+fn down_leaves_nothing_whatever_died_before() {
+    let Some(node) = Node::new() else { return };
+    let before = machine();
+    for case in ["the supervisor", "everything", "everything and the record"] {
+        node.up("--agents 2");
+        until("the keepers are in their cgroups", || node.layers("agent-2").len() == 1 && !node.cgroups().is_empty());
+        let (cgroups, keepers) = (node.cgroups(), [node.keeper("agent-1"), node.keeper("agent-2")]);
+        let rest = [node.controller_pid(), keepers[0], keepers[1]];
+        kill_9(node.supervisor());
+        if case != "the supervisor" {
+            rest.into_iter().for_each(kill_9);
+        }
+        if case == "everything and the record" {
+            std::fs::remove_file(node.root.join("run/node.json")).unwrap();
+        }
+        let down = node.run("local down --purge");
+        assert_eq!(down.status.code(), Some(0), "{case}: {}", stderr(&down));
+        assert!(!rest.into_iter().any(alive), "{case}");
+        assert!(cgroups.iter().all(|path| !path.exists()), "{case}: {cgroups:?}");
+        assert_eq!(machine(), before, "{case}");
+        assert!(!node.root.exists(), "{case}");
+    }
+}
+
+#[test]
+fn down_finds_living_processes_of_which_no_record_is_left() {
+    let Some(node) = Node::new() else { return };
+    node.up("--agents 1");
+    let (keeper, controller) = (node.keeper("agent-1"), node.controller_pid());
+    kill_9(node.supervisor());
+    std::fs::remove_file(node.root.join("run/node.json")).unwrap();
+    assert_eq!(node.run("local down --purge").status.code(), Some(0));
+    assert!(!alive(keeper) && !alive(controller));
+}
+
+#[test]
+fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
+    let Some(first) = Node::new() else { return };
+    let Some(second) = Node::beside(None) else { return };
+    let before = machine();
+    first.up("--agents 2");
+    second.up("--agents 1");
+    let address = |node: &Node| node.environment("agent-1").into_iter().find(|line| line.starts_with("POD_IP="));
+    assert_ne!(address(&first), address(&second), "each has a network of its own");
+    assert_eq!(first.run("local down --purge").status.code(), Some(0));
+    assert_eq!(system("cat /proc/sys/net/ipv4/ip_forward").trim(), "1", "the second still needs it");
+    assert!(alive(second.keeper("agent-1")));
+    assert_eq!(second.run("local down --purge").status.code(), Some(0));
+    assert_eq!(machine(), before);
+}
+
+#[test]
+fn without_egress_no_rule_no_route_and_no_switch_is_touched() {
+    let Some(node) = Node::new() else { return };
+    let before = machine();
+    node.up("--no-egress");
+    let now = machine();
+    assert_eq!((&now.rules, &now.forwarding), (&before.rules, &before.forwarding));
+    let netns = node.root.join("run/netns/agent-1");
+    assert!(!system(&format!("nsenter --net={} ip route", netns.display())).contains("default"));
+}
+
+#[test]
+fn agents_have_the_names_pools_and_namespaces_that_they_were_given() {
+    let Some(node) = Node::new() else { return };
+    node.agents(&["a"]);
+    node.up("--agent name=a,pool=p,capacity=3");
+    let environment = node.environment("a");
+    for wanted in ["POD_NAME=a", "FSB_POOL=p", "AGENT_CAPACITY=3"] {
+        assert!(environment.contains(wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn a_node_that_does_not_come_up_says_why_and_leaves_nothing() {
+    let Some(node) = Node::new() else { return };
+    let before = machine();
+    std::fs::create_dir_all(&node.root).unwrap();
+    std::fs::write(node.root.join("run"), "in the way").unwrap();
+    let output = node.run("local up");
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(text.contains("node.log") && text.contains("cannot make"), "the log's last lines: {text}");
+    assert!(text.contains("doctor: ") && text.contains("\nhint: "), "{text}");
+    std::fs::remove_file(node.root.join("run")).ok();
+    assert_eq!(machine(), before);
+    std::fs::remove_file(node.programs.join("fsb-agent")).unwrap();
+    let output = node.run("local up");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("there is no fsb-agent"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_doctor_finds_a_machine_that_runs_these_tests_fit() {
+    let Some(node) = Node::new() else { return };
+    let output = node.run("doctor -o json");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for finding in report["items"].as_array().unwrap() {
+        assert_ne!(finding["verdict"], "missing", "{finding}");
+        assert_eq!(finding["verdict"] == "ok", finding["fix"] == "", "{finding}");
+    }
+    assert_eq!(output.status.code(), Some(0));
+}
