@@ -1,0 +1,188 @@
+//! One agent's interface, narrowed to what the controller calls, each call with its deadline.
+
+use crate::error::Error;
+use fsb_proto::agent::agent_service_client::AgentServiceClient;
+use fsb_proto::{agent, fastpath};
+use hyper_util::rt::TokioIo;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status, Streaming};
+
+/// Where an agent is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A unix socket: who may open it may use it.
+    Unix(PathBuf),
+    /// `http://host:port`, with the agents' token.
+    Http(String),
+}
+
+impl Target {
+    /// From `http://host[:port]`.
+    pub fn http(address: &str, default_port: u16) -> Result<Self, Error> {
+        let wrong = |why: &str| Error::AgentAddress { address: address.to_owned(), why: why.to_owned() };
+        let uri: Uri = address.parse().map_err(|_| wrong("must be http://host[:port]"))?;
+        let host =
+            uri.host().filter(|_| uri.scheme_str() == Some("http")).ok_or(wrong("must be http://host[:port]"))?;
+        Ok(Target::Http(format!("http://{host}:{}", uri.port_u16().unwrap_or(default_port))))
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Unix(path) => write!(f, "{}", path.display()),
+            Target::Http(address) => f.write_str(address),
+        }
+    }
+}
+
+/// Reads the agents' bearer token.
+pub fn read_token(path: &Path) -> Result<String, Error> {
+    let wrong = |why: String| Error::TokenFile { path: path.to_owned(), why };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let token = text.trim();
+    if token.is_empty() || token.contains(char::is_whitespace) {
+        return Err(wrong("must hold one token and nothing else".into()));
+    }
+    Ok(token.to_owned())
+}
+
+/// A handle on the one connection to an agent. It connects when it is used and again when the connection broke.
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: AgentServiceClient<Channel>,
+    bearer: Option<MetadataValue<Ascii>>,
+    deadline: Duration,
+}
+
+impl Client {
+    /// A client that has not connected yet. `lost_after` bounds how long a dead connection goes unnoticed, `deadline`
+    /// is that of every call but create.
+    pub fn new(target: &Target, token: Option<&str>, lost_after: Duration, deadline: Duration) -> Result<Self, Error> {
+        let wrong = |why: String| Error::AgentAddress { address: target.to_string(), why };
+        let uri = match target {
+            Target::Unix(_) => "http://agent.invalid".to_owned(),
+            Target::Http(address) => address.clone(),
+        };
+        let endpoint = Endpoint::from_shared(uri)
+            .map_err(|error| wrong(error.to_string()))?
+            .connect_timeout(lost_after.min(Duration::from_secs(2)))
+            .http2_keep_alive_interval(lost_after / 3)
+            .keep_alive_timeout(lost_after / 3)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        let (channel, bearer) = match target {
+            Target::Unix(path) => {
+                let path = path.clone();
+                let connector = tower::service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                (endpoint.connect_with_connector_lazy(connector), None)
+            }
+            Target::Http(_) => {
+                let bearer = token.map(|token| format!("Bearer {token}").parse()).transpose();
+                let bearer =
+                    bearer.map_err(|_| wrong("the agents' token has characters that cannot be sent".into()))?;
+                (endpoint.connect_lazy(), bearer)
+            }
+        };
+        let inner = AgentServiceClient::new(channel).max_decoding_message_size(64 << 20);
+        Ok(Self { inner, bearer, deadline })
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(bearer) = &self.bearer {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        request
+    }
+
+    /// A request that tells the agent its deadline, and ends here a little later.
+    fn timed<T>(&self, message: T, deadline: Duration) -> Request<T> {
+        let mut request = self.request(message);
+        request.set_timeout(deadline);
+        request
+    }
+
+    /// Starts an instance.
+    pub async fn create(
+        &self,
+        message: agent::CreateRequest,
+        deadline: Duration,
+    ) -> Result<agent::CreateResponse, Status> {
+        let request = self.timed(message, deadline);
+        within(deadline, self.inner.clone().create(request)).await
+    }
+
+    /// Stops and removes an instance. True = nothing is left.
+    pub async fn delete(&self, message: agent::DeleteRequest) -> Result<bool, Status> {
+        let request = self.timed(message, self.deadline);
+        Ok(within(self.deadline, self.inner.clone().delete(request)).await?.gone)
+    }
+
+    /// Changes a running instance's policies.
+    pub async fn update(&self, message: agent::UpdateRequest) -> Result<(), Status> {
+        let request = self.timed(message, self.deadline);
+        within(self.deadline, self.inner.clone().update(request)).await.map(|_| ())
+    }
+
+    /// Ended instances that the agent may forget.
+    pub async fn forget(&self, instance_ids: Vec<String>) -> Result<(), Status> {
+        let request = self.timed(agent::ForgetRequest { instance_ids }, self.deadline);
+        within(self.deadline, self.inner.clone().forget(request)).await.map(|_| ())
+    }
+
+    /// Opens the stream of reports.
+    pub async fn watch(&self, watcher: String) -> Result<Streaming<agent::Event>, Status> {
+        let request = self.request(agent::WatchRequest { watcher });
+        within(self.deadline, self.inner.clone().watch(request)).await
+    }
+
+    /// Opens a stream of log lines.
+    pub async fn logs(&self, message: agent::LogsRequest) -> Result<Streaming<fastpath::LogChunk>, Status> {
+        let request = self.request(message);
+        within(self.deadline, self.inner.clone().logs(request)).await
+    }
+
+    /// The log files of the agent's node.
+    pub async fn list_logs(&self) -> Result<Vec<agent::LogFile>, Status> {
+        let request = self.timed(agent::ListLogsRequest {}, self.deadline);
+        Ok(within(self.deadline, self.inner.clone().list_logs(request)).await?.logs)
+    }
+
+    /// Removes log files.
+    pub async fn remove_logs(&self, instance_ids: Vec<String>) -> Result<(), Status> {
+        let request = self.timed(agent::RemoveLogsRequest { instance_ids }, self.deadline);
+        within(self.deadline, self.inner.clone().remove_logs(request)).await.map(|_| ())
+    }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(format!("the agent did not answer within {deadline:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_without_a_port_gets_the_agents_port() {
+        assert_eq!(Target::http("http://10.0.0.1", 5758).unwrap(), Target::Http("http://10.0.0.1:5758".into()));
+        assert_eq!(Target::http("http://10.0.0.1:1", 5758).unwrap(), Target::Http("http://10.0.0.1:1".into()));
+        for bad in ["10.0.0.1", "https://10.0.0.1", "http://", "unix:/x"] {
+            assert!(Target::http(bad, 5758).is_err(), "{bad}");
+        }
+    }
+}
