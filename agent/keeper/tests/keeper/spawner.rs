@@ -1,0 +1,97 @@
+//! A spawner that dies leaves nothing half-made, and loses nothing that was finished.
+
+use crate::node::{Node, eventually, is_root};
+use fsb_host::cgroup;
+use fsb_host::wire::FromKeeper;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+#[test]
+fn what_a_killed_spawner_left_half_made_is_swept_and_answered() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let stock = node.paused(&agent);
+    let running = node.start_shell(&agent, "sleep 1000");
+    let half = node.id();
+    agent.make(&half, "half");
+    eventually("half a container", || node.dir().join("half-made").exists());
+    let cgroups = node.tree.sandbox(&half);
+    let pid = cgroup::processes(&cgroups)[0];
+    let spawner = node.spawner_pid();
+    kill(Pid::from_raw(spawner), Signal::SIGKILL).unwrap();
+    assert_eq!(agent.make_failed(&half).stage, "spawner");
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "its process is killed and reaped");
+    assert!(cgroups.iter().all(|dir| !dir.exists()), "its cgroups are gone");
+    assert!(!node.paths.layer(&half).exists(), "its layer is gone");
+    agent.wait_for("a new spawner", |message| *message == FromKeeper::SpawnerRestarted);
+    assert!(stock.is_alive() && running.is_alive());
+    let next = node.paused(&agent);
+    assert!(next.is_alive());
+    assert_ne!(node.spawner_pid(), spawner);
+    agent.bind(&stock.id, "claim");
+    stock.hand_off(&["sh", "-c", "exit 4"]);
+    assert_eq!(agent.ended(&stock.id).code, Some(4));
+}
+
+#[test]
+fn requests_wait_while_there_is_no_spawner() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    node.paused(&agent);
+    let broken = node.dir().join("spawner.broken");
+    std::fs::write(&broken, "").unwrap();
+    kill(Pid::from_raw(node.spawner_pid()), Signal::SIGKILL).unwrap();
+    eventually("a spawner that dies at its start", || node.stderr().matches("the spawner is gone").count() > 2);
+    // One that is sent to a spawner in its last moments may be answered with a failure instead.
+    let ids: Vec<String> = (0..5).map(|_| node.id()).collect();
+    ids.iter().for_each(|id| agent.make(id, "plain"));
+    std::fs::remove_file(&broken).unwrap();
+    let mut made = 0;
+    for id in &ids {
+        let about = |message: &FromKeeper| match message {
+            FromKeeper::Made(made) => made.id == *id,
+            FromKeeper::MakeFailed(failed) => failed.id == *id && failed.stage == "spawner",
+            _ => false,
+        };
+        made += usize::from(matches!(agent.wait_for("an answer", about).0, FromKeeper::Made(_)));
+    }
+    assert!(made == 5 || made == 0, "{made}: all were asked for in one moment");
+    node.paused(&agent);
+}
+
+#[test]
+fn a_container_that_died_before_it_was_handed_over_is_a_failure_that_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let id = node.id();
+    agent.make(&id, "dead");
+    assert_eq!(agent.make_failed(&id).stage, "adopt");
+    assert!(node.tree.sandbox(&id).iter().all(|dir| !dir.exists()));
+    assert!(!node.paths.layer(&id).exists());
+}
+
+#[test]
+fn failures_and_bad_requests_are_answered() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let id = node.id();
+    agent.make(&id, "unheard-of");
+    assert_eq!(agent.make_failed(&id).stage, "image");
+    agent.make("../../etc", "plain");
+    assert_eq!(agent.make_failed("../../etc").stage, "request");
+    let paused = node.paused(&agent);
+    agent.make(&paused.id, "plain");
+    assert_eq!(agent.make_failed(&paused.id).stage, "request");
+}
