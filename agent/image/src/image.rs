@@ -72,7 +72,9 @@ impl Import {
         }
         let strings = self.entrypoint.iter().chain(&self.cmd).chain(&self.env).chain([&self.working_dir, &self.user]);
         if strings.into_iter().any(|s| s.contains('\0')) {
-            return Err(Error::Invalid("entrypoint, command, env, working directory and user must not contain NUL".into()));
+            return Err(Error::Invalid(
+                "entrypoint, command, env, working directory and user must not contain NUL".into(),
+            ));
         }
         Ok(())
     }

@@ -52,11 +52,7 @@ impl Stamp {
     }
 
     fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            inode: metadata.ino(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            bytes: metadata.len(),
-        }
+        Self { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()), bytes: metadata.len() }
     }
 }
 
@@ -71,7 +67,8 @@ impl Index {
         let stamp = Stamp::of(&file.metadata().at("look at", path)?);
         let mut text = Vec::new();
         file.read_to_end(&mut text).at("read", path)?;
-        let index: Self = serde_json::from_slice(&text).map_err(|error| Error::corrupt(path.display().to_string(), error))?;
+        let index: Self =
+            serde_json::from_slice(&text).map_err(|error| Error::corrupt(path.display().to_string(), error))?;
         if index.version != VERSION {
             let why = format!("it has version {}, this program knows {VERSION}", index.version);
             return Err(Error::corrupt(path.display().to_string(), why));

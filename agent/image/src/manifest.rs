@@ -73,7 +73,10 @@ impl Document {
             return Err(Error::Invalid(format!("{what} is not a container image but {kind:?}")));
         }
         if layers.is_empty() || layers.len() > MAX_LAYERS {
-            return Err(Error::corrupt(what, format!("it has {} layers, 1 to {MAX_LAYERS} are possible", layers.len())));
+            return Err(Error::corrupt(
+                what,
+                format!("it has {} layers, 1 to {MAX_LAYERS} are possible", layers.len()),
+            ));
         }
         Digest::parse(&config.digest)?;
         for layer in &layers {
@@ -86,9 +89,8 @@ impl Document {
 /// The name that a layout's entry carries, if it is more than a tag.
 pub(crate) fn name_of(descriptor: &Descriptor) -> Option<Reference> {
     let annotations = descriptor.annotations.as_ref()?;
-    let text = annotations
-        .get("io.containerd.image.name")
-        .or_else(|| annotations.get("org.opencontainers.image.ref.name"))?;
+    let text =
+        annotations.get("io.containerd.image.name").or_else(|| annotations.get("org.opencontainers.image.ref.name"))?;
     // Tools write either a whole reference there or the bare tag.
     let bare_tag = !text.contains(['/', ':', '@'])
         && (text == "latest" || text.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()));
@@ -212,7 +214,8 @@ impl Config {
             exposed_ports: ports,
         };
         let words = run.entrypoint.iter().chain(&run.cmd).chain([&run.working_dir, &run.user]);
-        if words.into_iter().any(|s| s.contains('\0')) || run.env.iter().any(|(k, v)| k.contains('\0') || v.contains('\0'))
+        if words.into_iter().any(|s| s.contains('\0'))
+            || run.env.iter().any(|(k, v)| k.contains('\0') || v.contains('\0'))
         {
             return Err(Error::corrupt(what(), "a string has a NUL byte"));
         }
@@ -236,8 +239,7 @@ fn merge_env(strings: Vec<String>) -> Vec<(String, String)> {
 /// The configuration document `bytes` with the changes of `import`.
 pub(crate) fn change_config(reference: &str, bytes: &[u8], import: &Import) -> Result<Vec<u8>> {
     let what = || format!("configuration of {reference}");
-    let mut file: Map<String, Value> =
-        serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what(), error))?;
+    let mut file: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(what(), error))?;
     let run = file.entry("config").or_insert(Value::Null);
     if run.is_null() {
         *run = json!({});

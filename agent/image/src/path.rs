@@ -93,7 +93,9 @@ mod tests {
 
     #[test]
     fn honest_names_lose_only_their_decoration() {
-        for (given, cleaned) in [("./a", "a"), ("a//b/", "a/b"), ("./", ""), (".", ""), ("...", "..."), ("a/.b", "a/.b")] {
+        for (given, cleaned) in
+            [("./a", "a"), ("a//b/", "a/b"), ("./", ""), (".", ""), ("...", "..."), ("a/.b", "a/.b")]
+        {
             assert_eq!(clean(given.as_bytes()).unwrap(), Path::new(cleaned));
         }
     }

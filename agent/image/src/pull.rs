@@ -117,12 +117,7 @@ fn watch(store: &Store, reference: Reference, policy: PullPolicy) -> watch::Rece
 }
 
 /// One pull, alone among all processes.
-async fn run(
-    store: &Store,
-    reference: &Reference,
-    policy: PullPolicy,
-    state: &watch::Sender<State>,
-) -> Result<Image> {
+async fn run(store: &Store, reference: &Reference, policy: PullPolicy, state: &watch::Sender<State>) -> Result<Image> {
     let name = format!("pull-{}", Digest::of(reference.to_string().as_bytes()).hex());
     let locking = store.clone();
     let held = blocking(move || {

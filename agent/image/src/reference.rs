@@ -21,10 +21,8 @@ impl Reference {
     /// Reads `text` by Docker's rules: no registry is `docker.io`, one word there is below `library/`, neither tag nor
     /// digest is `latest`. A digest makes the tag beside it meaningless, so it is dropped.
     pub fn parse(text: &str) -> Result<Self> {
-        let invalid = |rule: &str| Error::InvalidReference {
-            reference: text.chars().take(200).collect(),
-            rule: rule.to_owned(),
-        };
+        let invalid =
+            |rule: &str| Error::InvalidReference { reference: text.chars().take(200).collect(), rule: rule.to_owned() };
         if text.is_empty() || text.len() > 512 {
             return Err(invalid("it must have 1 to 512 bytes"));
         }
@@ -188,9 +186,9 @@ fn valid_component(component: &str) -> bool {
     let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else { return false };
     word(first)
         && word(last)
-        && component.split(|c: char| c.is_ascii() && word(c as u8)).all(|separator| {
-            matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-')
-        })
+        && component
+            .split(|c: char| c.is_ascii() && word(c as u8))
+            .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-'))
 }
 
 #[cfg(test)]
@@ -222,8 +220,26 @@ mod tests {
     #[test]
     fn what_is_no_reference_is_refused() {
         for bad in [
-            "", "Busybox", "a b", "a//b", "/a", "a/", "../x", "a:", "a:-x", "a@sha256:12", "a@", "x:y:z", "a._b", "-a",
-            "a-", "reg.io:99999/x", "reg.io:/x", "[zz]/x", "é", "a\0b",
+            "",
+            "Busybox",
+            "a b",
+            "a//b",
+            "/a",
+            "a/",
+            "../x",
+            "a:",
+            "a:-x",
+            "a@sha256:12",
+            "a@",
+            "x:y:z",
+            "a._b",
+            "-a",
+            "a-",
+            "reg.io:99999/x",
+            "reg.io:/x",
+            "[zz]/x",
+            "é",
+            "a\0b",
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
         }

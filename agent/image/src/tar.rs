@@ -325,7 +325,8 @@ impl<R: Skip> Members<R> {
                     line.push(byte);
                     continue;
                 }
-                let number = decimal(&line).ok_or(Error::Malformed("the map of a sparse file has no numbers".into()))?;
+                let number =
+                    decimal(&line).ok_or(Error::Malformed("the map of a sparse file has no numbers".into()))?;
                 line.clear();
                 match wanted {
                     None if number as usize > MAX_SEGMENTS => return malformed("a sparse file has too many pieces"),
@@ -418,11 +419,7 @@ impl Header {
     fn name(&self) -> Vec<u8> {
         let name = until_nul(self.0[..100].to_vec());
         let prefix = until_nul(self.0[345..500].to_vec());
-        if self.0[257..263] == *b"ustar\0" && !prefix.is_empty() {
-            [&prefix[..], b"/", &name].concat()
-        } else {
-            name
-        }
+        if self.0[257..263] == *b"ustar\0" && !prefix.is_empty() { [&prefix[..], b"/", &name].concat() } else { name }
     }
 
     fn number(&self, at: usize, length: usize, what: &str) -> Result<u64, Error> {
@@ -443,7 +440,8 @@ impl Header {
             }
             return i64::try_from(value).map_err(|_| bad());
         }
-        let text: Vec<u8> = field.iter().copied().skip_while(|b| *b == b' ').take_while(|b| !b" \0".contains(b)).collect();
+        let text: Vec<u8> =
+            field.iter().copied().skip_while(|b| *b == b' ').take_while(|b| !b" \0".contains(b)).collect();
         text.iter().try_fold(0i64, |value, digit| match digit {
             b'0'..=b'7' => value.checked_mul(8).and_then(|v| v.checked_add(i64::from(digit - b'0'))).ok_or_else(bad),
             _ => Err(bad()),
@@ -491,7 +489,9 @@ mod tests {
 
     #[test]
     fn malformed_pax_records_are_errors() {
-        for bad in [&b"5 a=b"[..], b"0 a=b\n", b"99 a=b\n", b"x a=b\n", b"6 abc\n", b"9 size=x\n", b"3 \n", b"10 size=-1\n"] {
+        for bad in
+            [&b"5 a=b"[..], b"0 a=b\n", b"99 a=b\n", b"x a=b\n", b"6 abc\n", b"9 size=x\n", b"3 \n", b"10 size=-1\n"]
+        {
             assert!(Description::default().read_pax(bad).is_err(), "{:?}", String::from_utf8_lossy(bad));
         }
     }

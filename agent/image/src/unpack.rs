@@ -48,10 +48,8 @@ impl Quota {
     }
 
     fn take(&mut self, bytes: u64) -> Result<()> {
-        self.entries = self
-            .entries
-            .checked_sub(1)
-            .ok_or(Error::TooLarge { what: "entries", limit: self.max_entries })?;
+        self.entries =
+            self.entries.checked_sub(1).ok_or(Error::TooLarge { what: "entries", limit: self.max_entries })?;
         self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| self.too_many_bytes())?;
         Ok(())
     }
@@ -82,7 +80,8 @@ pub(crate) fn unreadable_stream(what: &str, error: io::Error, quota: &Quota) -> 
 /// the files in bytes, and the stream behind the archive's end.
 pub(crate) fn unpack<R: Skip>(what: &str, reader: R, into: &Path, quota: &mut Quota) -> Result<(u64, R)> {
     let root = File::open(into).at("open", into)?;
-    let mut unpacker = Unpacker { what, into, root: Rc::new(root.into()), parent: None, directories: Vec::new(), bytes: 0 };
+    let mut unpacker =
+        Unpacker { what, into, root: Rc::new(root.into()), parent: None, directories: Vec::new(), bytes: 0 };
     let mut members = Members::new(reader);
     while let Some(member) = members.next().map_err(|e| unreadable(what, e, quota))? {
         if member.kind == Kind::Meta {
@@ -286,7 +285,8 @@ impl Unpacker<'_> {
     }
 
     fn hard_link(&mut self, parent: &OwnedFd, name: &OsStr, member: &Member) -> Result<()> {
-        let refuse = |rule: &str| refused(&member.name, format!("it is a hard link to {:?}: {rule}", lossy(&member.target)));
+        let refuse =
+            |rule: &str| refused(&member.name, format!("it is a hard link to {:?}: {rule}", lossy(&member.target)));
         let target = path::clean(&member.target).map_err(|rule| refuse(&rule.replacen("its name", "that", 1)))?;
         let (Some(above), Some(last)) = (target.parent(), target.file_name()) else {
             return Err(refuse("that is the root"));
@@ -305,9 +305,7 @@ impl Unpacker<'_> {
             Some(_) => {}
         }
         let (from, to) = (Some(above.as_raw_fd()), Some(parent.as_raw_fd()));
-        self.make(parent, name, member, || {
-            nix::unistd::linkat(from, last, to, name, AtFlags::empty())
-        })?;
+        self.make(parent, name, member, || nix::unistd::linkat(from, last, to, name, AtFlags::empty()))?;
         Ok(())
     }
 
@@ -327,7 +325,8 @@ impl Unpacker<'_> {
     /// Lets nothing of lower layers be seen in the directory (Documentation/filesystems/overlayfs.rst).
     fn opaque(&self, parent: &OwnedFd, name: &OsStr, member: &Member) -> Result<()> {
         let directory = self.open_for_xattrs(parent, name, member)?;
-        set_xattr(&directory, c"trusted.overlay.opaque", b"y").map_err(|e| self.failed("set an attribute of", member, e))
+        set_xattr(&directory, c"trusted.overlay.opaque", b"y")
+            .map_err(|e| self.failed("set an attribute of", member, e))
     }
 
     /// Owner, mode, extended attributes and time: in this order, because a new owner clears set-user-id bits and
@@ -371,7 +370,8 @@ impl Unpacker<'_> {
                 file = Some(self.open_for_xattrs(parent, name, member)?);
             }
             let file = file.as_ref().expect("opened");
-            let key = CString::new(key.clone()).map_err(|_| refused(&member.name, "an attribute's name has a NUL".into()))?;
+            let key =
+                CString::new(key.clone()).map_err(|_| refused(&member.name, "an attribute's name has a NUL".into()))?;
             match set_xattr(file, &key, value) {
                 Ok(()) => {}
                 // The store's file system has none; containerd passes over it too.

@@ -60,7 +60,15 @@ pub(crate) fn import(store: &Store, path: &Path, import: &Import) -> Result<Imag
         let Some(name) = wanted else { return Err(nameless(&source)) };
         let layer = store.ensure_layer(source.name(), &Expected::default(), &mut quota, || Ok(archive))?;
         let descriptor = plain_layer(&layer.diff_id, layer.archive_bytes);
-        return commit(store, import, &make_config(&layer.diff_id), None, vec![descriptor], &[layer], &[name.to_string()]);
+        return commit(
+            store,
+            import,
+            &make_config(&layer.diff_id),
+            None,
+            vec![descriptor],
+            &[layer],
+            &[name.to_string()],
+        );
     };
     let names = wanted.map_or(found.names.clone(), |wanted| vec![wanted.to_string()]);
     if names.is_empty() {
