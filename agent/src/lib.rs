@@ -1,1 +1,62 @@
+//! The node daemon: starts, stops, removes and reports sandboxes.
+//!
+//! A newcomer reads `start.rs` first: it is the start path, from top to bottom. Deciding modules are pure
+//! (`admission`, `pool::policy`, `command`, `ends`, `config`, `logs::record`); the others carry decisions out.
 
+mod admission;
+mod agent;
+mod async_fd;
+mod command;
+mod config;
+mod ends;
+mod error;
+mod events;
+mod http;
+mod images;
+mod instance;
+mod keeper;
+mod logs;
+mod lost;
+mod metrics;
+mod plugins;
+mod pool;
+mod quantity;
+mod reaper;
+mod recover;
+mod remove;
+mod rpc;
+mod serve;
+mod start;
+mod stop;
+mod undo;
+mod watch;
+
+pub use agent::Agent;
+pub use config::{BadConfig, Config, MakeMode, PoolMemory};
+pub use error::{Error, Result, StartError};
+pub use serve::{Listeners, serve};
+pub use start::{Stage, Started};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Locks. A panic elsewhere while it was held does not make what it guards unusable: every critical section here
+/// leaves it whole at each step.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Unix time in milliseconds.
+pub(crate) fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+/// A new instance id: 32 hexadecimal characters.
+pub(crate) fn new_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Whether a text is an instance id, and so safe as a part of a path.
+pub(crate) fn is_instance_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}

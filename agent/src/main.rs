@@ -1,1 +1,73 @@
-fn main() {}
+//! fsb-agent: settings, runtime, signals. What it does is in the library.
+
+use anyhow::Context;
+use clap::Parser;
+use fsb_agent::{Agent, Config, Listeners, serve};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How long requests under way may take when the agent is told to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// The node agent of Fast Sandbox. Started by fsb-keeper.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The unix socket to listen on.
+    #[arg(long, env = "AGENT_SOCKET")]
+    socket: Option<String>,
+    /// The TCP port to listen on, with AGENT_TOKEN_FILE; 0 = none.
+    #[arg(long, env = "AGENT_PORT")]
+    http_port: Option<String>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let keeper = fsb_host::process::keeper_socket().context("no keeper; hint: fsb-keeper starts the agent")?;
+    let args = Args::parse();
+    init_tracing();
+    // One provider for everything that speaks TLS, before anything does.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = Config::parse(|key| match key {
+        "AGENT_SOCKET" => args.socket.clone(),
+        "AGENT_PORT" => args.http_port.clone(),
+        key => std::env::var(key).ok(),
+    })?;
+    let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name("fsb-agent")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(run(config, keeper))
+}
+
+async fn run(config: Config, keeper: std::os::fd::OwnedFd) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let agent = Agent::open(config.clone(), keeper).await?;
+    let listeners = Listeners::bind(&config.socket, config.port, config.token_file.as_deref()).await?;
+    tracing::info!(agent = config.name, socket = %config.socket.display(), port = listeners.port(), "serving");
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(serve(agent.clone(), listeners, stop.clone()));
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to end"),
+        _ = interrupt.recv() => tracing::info!("told to end"),
+        () = agent.keeper_gone() => anyhow::bail!("the keeper is gone, and every sandbox with it"),
+    }
+    stop.cancel();
+    agent.close(DRAIN).await;
+    let _ = tokio::time::timeout(DRAIN, server).await;
+    Ok(())
+}
+
+fn init_tracing() {
+    let filter = EnvFilter::try_from_env("LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match std::env::var("LOG_FORMAT").as_deref() {
+        Ok("json") => builder.json().init(),
+        _ => builder.init(),
+    }
+}

@@ -1,0 +1,258 @@
+//! The agent: what all of its parts share, how it opens, and what a program that links it can call.
+
+use crate::admission::Ledger;
+use crate::config::Config;
+use crate::error::{Error, Result, StartError};
+use crate::images::{Images, Resolved};
+use crate::instance::Instance;
+use crate::keeper::{Keeper, Paused};
+use crate::metrics::{Metrics, Timing};
+use crate::pool::{self, Pool};
+use crate::reaper::Reaper;
+use crate::start::{self, DEFAULT_DEADLINE, Order, Stage, Started};
+use crate::watch::Hub;
+use crate::{events, lock, lost, plugins, recover, remove};
+use fsb_image::Store;
+use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// One agent. Everything it does goes through its keeper, which outlives it.
+pub struct Agent {
+    pub(crate) config: Config,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) ledger: Arc<Mutex<Ledger<Arc<Instance>>>>,
+    /// By id, as long as anything of them is left.
+    pub(crate) instances: Mutex<HashMap<Arc<str>, Arc<Instance>>>,
+    /// Ids of those that have ended, the oldest first.
+    pub(crate) ended: Mutex<VecDeque<Arc<str>>>,
+    pub(crate) pool: Pool,
+    pub(crate) images: Images,
+    images_changed: AtomicBool,
+    pub(crate) hub: Hub,
+    pub(crate) metrics: Metrics,
+    pub(crate) reaper: Reaper,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+    uid: String,
+}
+
+impl Agent {
+    /// Connects to the keeper, finds again what an agent before this one left, and begins to work.
+    ///
+    /// # Errors
+    /// If the image store or the infra directory cannot be read, or the keeper does not answer.
+    pub async fn open(config: Config, keeper: OwnedFd) -> Result<Arc<Self>> {
+        let store =
+            Store::open(config.paths.images()).map_err(|error| Error::Internal(format!("the image store: {error}")))?;
+        let found = plugins::collect(&config.plugin_dir, &config.plugin_roots)
+            .map_err(|error| Error::io(config.plugin_dir.display(), &error))?;
+        for rejected in &found.rejected {
+            tracing::warn!(rejected, "a plugin is not mounted into sandboxes");
+        }
+        let images = Images::new(store, found.plugins, config.plugin_wrap.as_deref())?;
+        let (keeper, welcome, events) = Keeper::connect(keeper).await?;
+        let memory = config.memory_limit.unwrap_or_else(|| memory_limit(&config));
+        let agent = Arc::new(Self {
+            pool: Pool::new(config.make, config.per_image, config.pool_bytes(memory), config.warm_images.clone()),
+            ledger: Arc::new(Mutex::new(Ledger::new(config.capacity))),
+            instances: Mutex::default(),
+            ended: Mutex::default(),
+            images,
+            images_changed: AtomicBool::new(true),
+            hub: Hub::new(),
+            metrics: Metrics::new(),
+            reaper: Reaper::new(),
+            tracker: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+            uid: config.uid.clone().unwrap_or_else(|| welcome.incarnation.clone()),
+            keeper,
+            config,
+        });
+        recover::adopt(&agent, welcome.known);
+        agent.tracker.spawn(events::run(agent.clone(), events));
+        agent.tracker.spawn(pool::run(agent.clone()));
+        agent.tracker.spawn(remove::run(agent.clone()));
+        agent.tracker.spawn(lost::run(agent.clone()));
+        agent.tracker.spawn(recover::sweep(agent.clone()));
+        Ok(agent)
+    }
+
+    /// Starts a sandbox within 60 s, and answers when its process runs. Anything that fails is undone first.
+    pub async fn start(self: &Arc<Self>, request: CreateRequest) -> Result<Started, StartError> {
+        self.start_within(request, DEFAULT_DEADLINE).await
+    }
+
+    /// [`Agent::start`] with another deadline.
+    pub async fn start_within(
+        self: &Arc<Self>,
+        request: CreateRequest,
+        within: Duration,
+    ) -> Result<Started, StartError> {
+        let order = Order::from_wire(&request).map_err(|error| StartError::new(Stage::Admission, error.into()))?;
+        drop(request);
+        start::create(self, order, within).await
+    }
+
+    /// Kills an instance and waits until nothing of it is left.
+    pub async fn stop_and_remove(self: &Arc<Self>, id: &str) -> Result<()> {
+        let instance = self.find(id);
+        let request = DeleteRequest {
+            instance_id: id.to_owned(),
+            grace_period_seconds: Some(0),
+            remove_logs: true,
+            ..Default::default()
+        };
+        let gone = self.delete(request).await?;
+        if let (false, Some(instance)) = (gone, instance) {
+            instance.until(|state| (state.phase == crate::instance::Phase::Gone).then_some(())).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until an instance has ended, its container is gone and its slot is free.
+    pub async fn wait_ended(&self, id: &str) -> Result<agent::Instance> {
+        let instance = self.get(id)?;
+        instance.released().await;
+        let state = instance.state();
+        Ok(state.to_wire())
+    }
+
+    /// How many paused containers there are of an image, by the name it was first used by.
+    pub fn stock(&self, image: &str) -> usize {
+        self.pool.report().iter().filter(|entry| entry.image == image).map(|entry| entry.paused as usize).sum()
+    }
+
+    /// Done when the keeper is gone, and with it every sandbox of this agent.
+    pub async fn keeper_gone(&self) {
+        self.keeper.gone().await;
+    }
+
+    /// The metrics in Prometheus' text format.
+    pub fn metrics_text(&self) -> String {
+        let (capacity, used) = {
+            let ledger = lock(&self.ledger);
+            (ledger.capacity(), ledger.used())
+        };
+        self.metrics.render(capacity, used)
+    }
+
+    /// Takes no new sandboxes from here on; what runs goes on.
+    pub fn cordon(&self) {
+        lock(&self.ledger).cordon();
+    }
+
+    /// Ends the background work and waits for starts under way, at most `patience`. Sandboxes are not touched: they are
+    /// the keeper's, and the next agent finds them again.
+    pub async fn close(&self, patience: Duration) {
+        self.cordon();
+        self.shutdown.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(patience, self.tracker.wait()).await.is_err() {
+            tracing::warn!("not everything under way was done before the end");
+        }
+    }
+
+    /// Who this agent is.
+    pub(crate) fn info(&self) -> agent::AgentInfo {
+        let config = &self.config;
+        agent::AgentInfo {
+            name: config.name.clone(),
+            namespace: config.namespace.clone(),
+            pool: config.pool.clone(),
+            node: config.node.clone(),
+            uid: self.uid.clone(),
+            capacity: i32::try_from(config.capacity).unwrap_or(i32::MAX),
+            ip: config.ip.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cordoned: lock(&self.ledger).cordoned(),
+            runtime: "container".to_owned(),
+        }
+    }
+
+    /// References and digests of the images on the node.
+    pub(crate) fn image_names(&self) -> Vec<String> {
+        let images = self.images.store.list().unwrap_or_else(|error| {
+            tracing::error!(%error, "the images could not be listed");
+            Vec::new()
+        });
+        let names: BTreeSet<String> =
+            images.into_iter().flat_map(|image| image.references.into_iter().chain([image.digest])).collect();
+        names.into_iter().collect()
+    }
+
+    /// Warm images are to be looked up again.
+    pub(crate) fn mark_images_changed(&self) {
+        self.images_changed.store(true, Ordering::Relaxed);
+        self.pool.look_again();
+    }
+
+    /// Whether they are, once.
+    pub(crate) fn take_images_changed(&self) -> bool {
+        self.images_changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// An instance has its container.
+    pub(crate) fn enter(
+        &self,
+        instance: &Arc<Instance>,
+        paused: &Paused,
+        source: Source,
+        image: &Arc<Resolved>,
+    ) -> Arc<str> {
+        let id: Arc<str> = paused.made.id.as_str().into();
+        {
+            let mut state = instance.state();
+            state.id = id.clone();
+            state.source = source;
+            state.cgroups = paused.made.cgroups.clone();
+            state.pidfd = Some(paused.pidfd.clone());
+            state.pin = Some(image.shelf.pin.clone());
+        }
+        lock(&self.instances).insert(id.clone(), instance.clone());
+        id
+    }
+
+    /// What is left to do when a create was answered.
+    pub(crate) fn after_start(
+        &self,
+        instance: Option<Arc<Instance>>,
+        source: Source,
+        failed: Option<&StartError>,
+        timing: &Timing,
+    ) {
+        if let Some(shelf) = &timing.shelf {
+            self.pool.took(shelf);
+        }
+        if let Some(instance) = &instance {
+            self.publish(instance);
+            tracing::debug!(instance = %instance.id(), "started");
+        }
+        match failed {
+            Some(error) if error.cause.refusal().is_none() => tracing::warn!(%error, "a start failed"),
+            Some(error) => tracing::info!(%error, "a start was refused"),
+            None => {}
+        }
+        if instance.is_some() || failed.is_some() {
+            self.metrics.started(source, failed.is_some(), timing);
+        }
+    }
+}
+
+/// The memory that this agent and its sandboxes may use, in bytes: its cgroup's limit, or what the machine has.
+fn memory_limit(config: &Config) -> u64 {
+    let number = |path: std::path::PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limits = config.cgroups.iter().filter_map(|tree| tree.dir("memory")).flat_map(|dir| {
+        [number(dir.join("memory.limit_in_bytes")), number(dir.join("memory.max"))].into_iter().flatten()
+    });
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+    });
+    limits.chain(machine.map(|kib| kib << 10)).min().unwrap_or(1 << 30)
+}

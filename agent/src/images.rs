@@ -1,0 +1,214 @@
+//! Images as the start path needs them: everything that does not change between two starts of an image by one user
+//! is computed once and kept until the store says that the name means something else.
+
+use crate::Agent;
+use crate::command;
+use crate::error::{Error, Result};
+use crate::instance::Instance;
+use crate::lock;
+use crate::plugins;
+use crate::pool::Shelf;
+use fsb_host::wire::{Overlay, Plugin, Profile, Recipe, Runtime};
+use fsb_image::{ErrorKind, Image, Pin, Store};
+use fsb_proto::domain::PullPolicy;
+use fsb_proto::{Invalid, SandboxSpec};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// The most that is kept; more are names of images that were asked for once.
+const CACHED: usize = 256;
+
+/// An image, ready to be started by one user.
+pub(crate) struct Resolved {
+    pub(crate) digest: String,
+    pub(crate) entrypoint: Vec<String>,
+    pub(crate) cmd: Vec<String>,
+    /// PATH, the image's own, HOME.
+    pub(crate) env: Vec<String>,
+    /// Absolute.
+    pub(crate) working_dir: String,
+    /// What every command is run through.
+    pub(crate) wrapper: Vec<String>,
+    /// Where its paused containers are.
+    pub(crate) shelf: Arc<Shelf>,
+}
+
+/// The node's images.
+pub(crate) struct Images {
+    pub(crate) store: Store,
+    plugins: Vec<Plugin>,
+    wrapper: Vec<String>,
+    /// Reference → user → what it came to last.
+    cache: Mutex<HashMap<String, HashMap<String, Arc<Resolved>>>>,
+}
+
+impl Images {
+    /// Of the store, with the plugins that every sandbox gets and the one that wraps commands.
+    pub(crate) fn new(store: Store, plugins: Vec<Plugin>, wrap: Option<&str>) -> Result<Self> {
+        let wrapper = match wrap {
+            None => Vec::new(),
+            Some(name) => plugins::wrapper(name, &plugins).ok_or_else(|| {
+                Error::NotFound(format!("the plugin {name:?} that FSB_PLUGIN_WRAP names (see INFRA_DIR_IN_POD)"))
+            })?,
+        };
+        Ok(Self { store, plugins, wrapper, cache: Mutex::default() })
+    }
+
+    /// The plugins that every sandbox gets.
+    pub(crate) fn plugins(&self) -> &[Plugin] {
+        &self.plugins
+    }
+
+    /// The recipe of `image` for `user`, with its default overlay or another one.
+    fn recipe(&self, image: &Image, user: &str, overlay: Overlay) -> Result<Recipe> {
+        Ok(Recipe {
+            image: image.digest.clone(),
+            lowers: image.lowers.clone(),
+            user: self.store.lookup_user(image, user).map_err(|error| image_error(user, error))?,
+            profile: Profile::Default,
+            runtime: Runtime::Container,
+            plugins: self.plugins.clone(),
+            overlay,
+        })
+    }
+
+    fn cached(&self, reference: &str, user: &str, digest: &str) -> Option<Arc<Resolved>> {
+        let cache = lock(&self.cache);
+        cache.get(reference)?.get(user).filter(|resolved| resolved.digest == digest).cloned()
+    }
+
+    /// Drops what is kept of every image with this digest; with it go pins that nobody else holds.
+    pub(crate) fn drop_cached(&self, digest: &str) {
+        lock(&self.cache).retain(|_, users| {
+            users.retain(|_, resolved| resolved.digest != digest);
+            !users.is_empty()
+        });
+    }
+}
+
+impl Agent {
+    /// The image of a start, brought here if it is not there and `pull` allows.
+    pub(crate) async fn image_for(
+        &self,
+        instance: &Arc<Instance>,
+        spec: &SandboxSpec,
+        overlay: Overlay,
+        pull: PullPolicy,
+    ) -> Result<Arc<Resolved>> {
+        let store = &self.images.store;
+        let reference = spec.image.as_str();
+        let here = match pull {
+            PullPolicy::Always => None,
+            _ => store.resolve(reference).map_err(|error| image_error(reference, error))?,
+        };
+        let image = match here {
+            Some(image) => image,
+            None if pull == PullPolicy::Never => {
+                let reason = "is not on this node; hint: import or pull it, or allow pulling".to_owned();
+                return Err(Error::Image { reference: reference.to_owned(), reason });
+            }
+            None => {
+                instance.state().pulling = true;
+                self.publish(instance);
+                let pulled = store.pull(reference, pull, |_| {}).await;
+                instance.state().pulling = false;
+                let image = pulled.map_err(|error| image_error(reference, error))?;
+                self.images_changed();
+                image
+            }
+        };
+        self.resolved(reference, image, &spec.user, overlay)
+    }
+
+    /// The image as one user starts it.
+    pub(crate) fn resolved(
+        &self,
+        reference: &str,
+        image: Image,
+        user: &str,
+        overlay: Overlay,
+    ) -> Result<Arc<Resolved>> {
+        let usual = overlay == Overlay::Disk;
+        if usual && let Some(resolved) = self.images.cached(reference, user, &image.digest) {
+            return Ok(resolved);
+        }
+        let recipe = self.images.recipe(&image, user, overlay)?;
+        let pin = self.images.store.pin(&image.digest).map_err(|error| image_error(reference, error))?;
+        let home = home_of(&image, recipe.user.uid);
+        let config = image.config;
+        let env: Vec<String> = config.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let resolved = Arc::new(Resolved {
+            digest: image.digest,
+            entrypoint: config.entrypoint,
+            cmd: config.cmd,
+            env: command::base_env(&env, &home),
+            working_dir: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir },
+            wrapper: self.images.wrapper.clone(),
+            shelf: self.pool.shelf(recipe, reference, pin),
+        });
+        if usual {
+            let mut cache = lock(&self.images.cache);
+            if cache.values().map(HashMap::len).sum::<usize>() >= CACHED {
+                cache.clear();
+            }
+            cache.entry(reference.to_owned()).or_default().insert(user.to_owned(), resolved.clone());
+        }
+        Ok(resolved)
+    }
+}
+
+/// The home directory of `uid` in the image's `/etc/passwd`; `/` where it says nothing.
+fn home_of(image: &Image, uid: u32) -> String {
+    use fsb_host::openat::openat2;
+    use nix::fcntl::{OFlag, ResolveFlag};
+    use std::io::Read;
+    for lower in &image.lowers {
+        let Ok(dir) = std::fs::File::open(lower) else { continue };
+        let (flags, mode) = (OFlag::O_RDONLY | OFlag::O_NONBLOCK, nix::sys::stat::Mode::empty());
+        let path = std::path::Path::new("etc/passwd");
+        let Ok(file) = openat2(&dir, path, flags, mode, ResolveFlag::RESOLVE_IN_ROOT) else { continue };
+        let file = std::fs::File::from(file);
+        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+            continue;
+        }
+        let mut text = Vec::new();
+        // Hostile images have hostile sizes.
+        let _ = file.take(1 << 20).read_to_end(&mut text);
+        return passwd_home(&String::from_utf8_lossy(&text), uid).unwrap_or_else(|| "/".to_owned());
+    }
+    "/".to_owned()
+}
+
+fn passwd_home(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let home = fields.get(5).filter(|home| home.starts_with('/') && !home.contains('\0'))?;
+        (fields.get(2)?.parse() == Ok(uid)).then(|| (*home).to_owned())
+    })
+}
+
+/// An error of the image store, for the caller of the agent.
+pub(crate) fn image_error(reference: &str, error: fsb_image::Error) -> Error {
+    match (&error, error.kind()) {
+        (fsb_image::Error::User { .. }, _) => Error::Start(error.to_string()),
+        (_, ErrorKind::Invalid) => Invalid::new("image", error.to_string()).into(),
+        _ => Error::Image { reference: reference.to_owned(), reason: error.to_string() },
+    }
+}
+
+/// Keeps an image on the node for as long as it lives.
+pub(crate) type ImagePin = Pin;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_home_directory_comes_from_passwd() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad\napp:x:1000:1000::/home/app:/bin/sh\n";
+        assert_eq!(passwd_home(passwd, 1000).as_deref(), Some("/home/app"));
+        assert_eq!(passwd_home(passwd, 0).as_deref(), Some("/root"));
+        assert_eq!(passwd_home(passwd, 5), None);
+        assert_eq!(passwd_home("x:x:5:5::relative:", 5), None);
+    }
+}

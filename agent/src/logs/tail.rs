@@ -1,0 +1,373 @@
+//! Reads the log of one instance from any point, over its rotated files and the one that is written, without ever
+//! losing or repeating a line.
+//!
+//! Rotation renames `ID.log` to `ID.log.1`, that to `ID.log.2` and so on. The files that are there are opened the
+//! newest first: one that is renamed meanwhile is seen twice (and known by its inode), never not at all. An open file
+//! stays readable when rotation deletes it.
+
+use super::record;
+use fsb_proto::fastpath::LogLine;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Read at a time.
+const BLOCK: usize = 64 << 10;
+/// A line over this is cut: the keeper writes 16 KiB at most.
+const LONGEST: usize = 64 << 10;
+/// More rotated files than anybody keeps.
+const MOST_FILES: usize = 1000;
+/// Enough of a line to see whether it is complete.
+const HEAD: usize = 128;
+
+struct Open {
+    file: File,
+    inode: (u64, u64),
+    at: u64,
+}
+
+/// A place in a log.
+pub(crate) struct Tail {
+    path: PathBuf,
+    /// What is to be read, the oldest first; the last one is being written.
+    files: VecDeque<Open>,
+    /// The beginning of a line whose end is not there yet.
+    rest: Vec<u8>,
+    /// A line over the limit is being skipped over.
+    cut: bool,
+    since_ns: i64,
+    last_ns: i64,
+    /// Grows with every file that is opened.
+    opened: u64,
+}
+
+impl Tail {
+    /// At the beginning of the log at `path`, or at the last `lines` lines; only lines at or after `since_ms`.
+    pub(crate) fn open(path: PathBuf, lines: Option<u64>, since_ms: i64) -> io::Result<Self> {
+        let files = generations(&path, None)?;
+        let since_ns = since_ms.saturating_mul(1_000_000);
+        let mut tail = Self { path, files, rest: Vec::new(), cut: false, since_ns, last_ns: 0, opened: 1 };
+        if let Some(lines) = lines {
+            tail.skip_to_last(lines)?;
+        }
+        Ok(tail)
+    }
+
+    /// The file that is being written, as far as it was found, and a number that is another one for another file.
+    pub(crate) fn current(&self) -> Option<(&File, u64)> {
+        self.files.back().map(|open| (&open.file, self.opened))
+    }
+
+    /// Whether the newest file that was found still has the log's own name.
+    pub(crate) fn in_place(&self) -> bool {
+        let Ok(named) = std::fs::metadata(&self.path) else { return false };
+        self.files.back().is_some_and(|open| open.inode == (named.dev(), named.ino()))
+    }
+
+    /// The next lines, a block at most. Empty = there are no more for now.
+    pub(crate) fn read(&mut self) -> io::Result<Vec<LogLine>> {
+        let mut block = vec![0; BLOCK];
+        loop {
+            let Some(open) = self.files.front_mut() else {
+                self.files = generations(&self.path, None)?;
+                self.opened += 1;
+                if self.files.is_empty() {
+                    return Ok(Vec::new());
+                }
+                continue;
+            };
+            let n = open.file.read_at(&mut block, open.at)?;
+            open.at += n as u64;
+            if n > 0 {
+                let lines = self.take_in(&block[..n]);
+                if !lines.is_empty() {
+                    return Ok(lines);
+                }
+            } else if !self.next_file()? {
+                return Ok(Vec::new());
+            }
+        }
+    }
+
+    /// At the end of a file: goes on with the next newer one. `false` = there is none.
+    fn next_file(&mut self) -> io::Result<bool> {
+        let inode = self.files[0].inode;
+        if self.files.len() == 1 {
+            let newer = generations(&self.path, Some(inode))?;
+            if newer.is_empty() {
+                return Ok(false);
+            }
+            self.files.extend(newer);
+            self.opened += 1;
+            // What was written between the end we saw and the rotation comes first.
+            return Ok(true);
+        }
+        self.files.pop_front();
+        self.rest.clear();
+        self.cut = false;
+        Ok(true)
+    }
+
+    fn take_in(&mut self, mut bytes: &[u8]) -> Vec<LogLine> {
+        let mut lines = Vec::new();
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            let (line, behind) = bytes.split_at(end);
+            bytes = &behind[1..];
+            if std::mem::take(&mut self.cut) {
+                continue;
+            }
+            if self.rest.is_empty() {
+                self.push(line, &mut lines);
+            } else {
+                self.rest.extend_from_slice(line);
+                let line = std::mem::take(&mut self.rest);
+                self.push(&line, &mut lines);
+            }
+        }
+        if !self.cut {
+            self.rest.extend_from_slice(bytes);
+            if self.rest.len() > LONGEST {
+                let line = std::mem::take(&mut self.rest);
+                self.push(&line[..LONGEST], &mut lines);
+                self.cut = true;
+            }
+        }
+        lines
+    }
+
+    fn push(&mut self, line: &[u8], lines: &mut Vec<LogLine>) {
+        let parsed = match record::parse(line) {
+            Some(record) => {
+                self.last_ns = record.time_ns;
+                LogLine {
+                    stream: record.stream.into(),
+                    time_ns: record.time_ns,
+                    text: record.text.to_vec().into(),
+                    partial: record.partial,
+                }
+            }
+            None if line.is_empty() => return,
+            // Not ours, or cut off by a power failure: shown as it is.
+            None => LogLine { stream: 0, time_ns: self.last_ns, text: line.to_vec().into(), partial: false },
+        };
+        if parsed.time_ns >= self.since_ns {
+            lines.push(parsed);
+        }
+    }
+
+    /// Moves to the last `wanted` lines. The parts of a split line count as one.
+    fn skip_to_last(&mut self, wanted: u64) -> io::Result<()> {
+        let mut seen = 0;
+        for index in (0..self.files.len()).rev() {
+            let open = &mut self.files[index];
+            let length = open.file.metadata()?.len();
+            let mut start = length;
+            if wanted == 0 {
+                open.at = length;
+                self.files.drain(..index);
+                return Ok(());
+            }
+            let found = backwards(&open.file, length, |offset, head| {
+                let partial = record::parse(head).is_some_and(|record| record.partial);
+                if !partial && seen >= wanted {
+                    return true;
+                }
+                // Parts belong to the line whose end was seen; the last line may have no end yet.
+                if !partial || seen == 0 {
+                    seen += 1;
+                }
+                start = offset;
+                false
+            })?;
+            if found {
+                self.files[index].at = start;
+                self.files.drain(..index);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows each line of a file, the last one first: where it begins, and its first bytes. Ends early when `visit` says so.
+fn backwards(file: &File, length: u64, mut visit: impl FnMut(u64, &[u8]) -> bool) -> io::Result<bool> {
+    let mut end = length;
+    let mut head: Vec<u8> = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK as u64);
+        let mut block = vec![0; (end - start) as usize];
+        file.read_exact_at(&mut block, start)?;
+        let fresh = block.len();
+        block.extend_from_slice(&head);
+        let mut line_end = block.len();
+        for at in (0..fresh).rev().filter(|at| block[*at] == b'\n').collect::<Vec<_>>() {
+            let line = &block[at + 1..line_end];
+            line_end = at;
+            if !line.is_empty() && visit(start + at as u64 + 1, line) {
+                return Ok(true);
+            }
+        }
+        block.truncate(line_end.min(HEAD));
+        head = block;
+        end = start;
+    }
+    Ok(!head.is_empty() && visit(0, &head))
+}
+
+/// The files of a log that are newer than `known`, the oldest first; all of them if it is not among them any more.
+fn generations(path: &Path, known: Option<(u64, u64)>) -> io::Result<VecDeque<Open>> {
+    let mut files: VecDeque<Open> = VecDeque::new();
+    for n in 0..MOST_FILES {
+        let path = if n == 0 { path.to_owned() } else { PathBuf::from(format!("{}.{n}", path.display())) };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            // Between the two renames of a rotation the newest name is free for a moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && n == 0 => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let meta = file.metadata()?;
+        let inode = (meta.dev(), meta.ino());
+        if known == Some(inode) {
+            break;
+        }
+        if files.iter().all(|open| open.inode != inode) {
+            files.push_front(Open { file, inode, at: 0 });
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    struct Log(tempfile::TempDir, u64);
+
+    impl Log {
+        fn new() -> Self {
+            Self(tempfile::tempdir().unwrap(), 0)
+        }
+
+        fn path(&self) -> PathBuf {
+            self.0.path().join("x.log")
+        }
+
+        fn write(&mut self, lines: &[&str]) {
+            let mut file = File::options().append(true).create(true).open(self.path()).unwrap();
+            for line in lines {
+                self.1 += 1;
+                let (tag, line) = line.strip_prefix('~').map_or(("F", *line), |line| ("P", line));
+                writeln!(file, "1970-01-01T00:00:{:02}Z stdout {tag} {line}", self.1).unwrap();
+            }
+        }
+
+        fn rotate(&self) {
+            for n in (1..9).rev() {
+                let _ = std::fs::rename(
+                    self.0.path().join(format!("x.log.{n}")),
+                    self.0.path().join(format!("x.log.{}", n + 1)),
+                );
+            }
+            std::fs::rename(self.path(), self.0.path().join("x.log.1")).unwrap();
+        }
+
+        fn open(&self, lines: Option<u64>) -> Tail {
+            Tail::open(self.path(), lines, 0).unwrap()
+        }
+    }
+
+    fn all(tail: &mut Tail) -> Vec<String> {
+        let mut texts = Vec::new();
+        loop {
+            let lines = tail.read().unwrap();
+            if lines.is_empty() {
+                return texts;
+            }
+            texts.extend(lines.into_iter().map(|line| String::from_utf8_lossy(&line.text).into_owned()));
+        }
+    }
+
+    #[test]
+    fn reading_goes_on_over_any_number_of_rotations() {
+        let mut log = Log::new();
+        log.write(&["a", "b"]);
+        let mut tail = log.open(None);
+        assert_eq!(all(&mut tail), ["a", "b"]);
+        log.write(&["c"]);
+        log.rotate();
+        log.write(&["d"]);
+        log.rotate();
+        log.write(&["e"]);
+        assert_eq!(all(&mut tail), ["c", "d", "e"]);
+        log.rotate();
+        assert_eq!(all(&mut tail), [] as [&str; 0]);
+        log.write(&["f"]);
+        assert_eq!(all(&mut tail), ["f"]);
+        assert_eq!(all(&mut log.open(None)), ["a", "b", "c", "d", "e", "f"]);
+    }
+
+    #[test]
+    fn the_last_lines_are_found_over_rotated_files_and_split_lines_count_once() {
+        let mut log = Log::new();
+        log.write(&["a", "~b", "~b", "b"]);
+        log.rotate();
+        log.write(&["c", "d"]);
+        assert_eq!(all(&mut log.open(Some(0))), [] as [&str; 0]);
+        assert_eq!(all(&mut log.open(Some(1))), ["d"]);
+        assert_eq!(all(&mut log.open(Some(2))), ["c", "d"]);
+        assert_eq!(all(&mut log.open(Some(3))), ["b", "b", "b", "c", "d"]);
+        assert_eq!(all(&mut log.open(Some(4))).len(), 6);
+        assert_eq!(all(&mut log.open(Some(99))).len(), 6);
+        log.write(&["~e"]);
+        assert_eq!(all(&mut log.open(Some(1))), ["e"]);
+        assert_eq!(all(&mut log.open(Some(2))), ["d", "e"]);
+    }
+
+    #[test]
+    fn the_last_lines_are_found_over_block_boundaries() {
+        let mut log = Log::new();
+        let long = "y".repeat(9000);
+        for _ in 0..50 {
+            log.write(&[&long]);
+        }
+        for n in [1, 7, 8, 15, 49, 50] {
+            assert_eq!(all(&mut log.open(Some(n))).len() as u64, n);
+        }
+    }
+
+    #[test]
+    fn since_leaves_older_lines_out() {
+        let mut log = Log::new();
+        log.write(&["a", "b", "c"]);
+        assert_eq!(all(&mut Tail::open(log.path(), None, 2000).unwrap()), ["b", "c"]);
+    }
+
+    #[test]
+    fn a_line_is_shown_when_it_is_complete_and_never_twice() {
+        let mut log = Log::new();
+        log.write(&["a"]);
+        let mut tail = log.open(None);
+        let mut file = File::options().append(true).open(log.path()).unwrap();
+        file.write_all(b"1970-01-01T00:00:09Z stdout F half").unwrap();
+        assert_eq!(all(&mut tail), ["a"]);
+        file.write_all(b" whole\n").unwrap();
+        assert_eq!(all(&mut tail), ["half whole"]);
+    }
+
+    #[test]
+    fn hostile_bytes_are_bounded_and_harmless() {
+        let log = Log::new();
+        let mut bytes = vec![b'x'; 3 * LONGEST];
+        bytes.extend_from_slice(b"\n\n\0\xff garbage\n1970-01-01T00:00:09Z stdout F good\n");
+        std::fs::write(log.path(), bytes).unwrap();
+        let texts = all(&mut log.open(None));
+        assert_eq!(texts.len(), 3);
+        assert_eq!(texts[0].len(), LONGEST);
+        assert_eq!(texts[2], "good");
+        assert_eq!(all(&mut log.open(Some(1))), ["good"]);
+    }
+}

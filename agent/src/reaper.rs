@@ -1,0 +1,187 @@
+//! Cleans up behind instances that are over: cgroups, writable layer, record. In the background, a few at a time.
+
+use crate::Agent;
+use crate::instance::{Instance, Phase};
+use crate::keeper::Paused;
+use crate::{async_fd, remove, stop};
+use fsb_host::cgroup;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::sync::Semaphore;
+
+/// Clean-ups at the same time.
+const WORKERS: usize = 2;
+/// How long one try waits for a cgroup that is still busy, or for a killed process to be gone.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// What a dead container leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remains {
+    pub(crate) cgroups: Vec<PathBuf>,
+    pub(crate) layer: PathBuf,
+}
+
+pub(crate) struct Reaper {
+    workers: Semaphore,
+}
+
+impl Reaper {
+    pub(crate) fn new() -> Self {
+        Self { workers: Semaphore::new(WORKERS) }
+    }
+}
+
+impl Agent {
+    /// Cleans up behind an instance that has ended: its cgroup, then slot and ports are free and the end is reported,
+    /// then its layer; the rest follows when nobody has to be told of it any more.
+    pub(crate) fn reap(self: &Arc<Self>, instance: Arc<Instance>) {
+        let agent = self.clone();
+        self.tracker.spawn(async move {
+            let (id, cgroups) = {
+                let state = instance.state();
+                (state.id.clone(), state.cgroups.clone())
+            };
+            if !agent.insist(&id, move || cgroup::remove(&cgroups, PATIENCE)).await {
+                return;
+            }
+            let ticket = {
+                let mut state = instance.state();
+                state.phase = Phase::Ended;
+                state.pidfd = None;
+                state.pin = None;
+                state.ticket.take()
+            };
+            drop(ticket);
+            agent.publish(&instance);
+            instance.changed();
+            agent.note_ended(&id);
+            let layer = agent.config.paths.layer(&id);
+            if !agent.insist(&id, move || remove_layer(&layer)).await {
+                return;
+            }
+            let removal = {
+                let mut state = instance.state();
+                state.cleaned = true;
+                state.removal
+            };
+            instance.changed();
+            if removal.is_some() {
+                remove::finish(&agent, &instance).await;
+            }
+        });
+    }
+
+    /// Cleans up behind a container that nobody was told of, then has the keeper forget it.
+    pub(crate) fn reap_remains(self: &Arc<Self>, id: String, remains: Remains) {
+        let agent = self.clone();
+        self.tracker.spawn(async move {
+            let Remains { cgroups, layer } = remains;
+            if agent.insist(&id, move || cgroup::remove(&cgroups, PATIENCE)).await
+                && agent.insist(&id, move || remove_layer(&layer)).await
+            {
+                let _ = agent.keeper.forget(&id).await;
+            }
+        });
+    }
+
+    /// Ends a paused container that nobody wants.
+    pub(crate) fn discard(self: &Arc<Self>, paused: Paused) {
+        let agent = self.clone();
+        self.tracker.spawn(async move {
+            stop::kill_now(&paused.pidfd);
+            ended(&paused.pidfd).await;
+            let remains =
+                Remains { cgroups: paused.made.cgroups.clone(), layer: agent.config.paths.layer(&paused.made.id) };
+            agent.reap_remains(paused.made.id.clone(), remains);
+        });
+    }
+
+    /// Does something that may fail for a while until it succeeds, as one of the few workers. Shutting down ends it:
+    /// the next agent finds what is left. Says whether it was done.
+    async fn insist(&self, id: &str, work: impl Fn() -> io::Result<()> + Clone + Send + 'static) -> bool {
+        let mut pause = FIRST_RETRY;
+        loop {
+            let done = {
+                let _worker = self.reaper.workers.acquire().await;
+                blocking(work.clone()).await
+            };
+            match done {
+                Ok(()) => return true,
+                Err(error) => tracing::warn!(instance = id, %error, "cleaning up failed, trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.shutdown.cancelled() => return false,
+            }
+            pause = (pause * 2).min(LONGEST_RETRY);
+        }
+    }
+}
+
+/// Removes what a dead container left, in one try.
+pub(crate) async fn clear(remains: Remains) -> Result<(), String> {
+    let done = blocking(move || {
+        let cgroups = cgroup::remove(&remains.cgroups, PATIENCE);
+        remove_layer(&remains.layer).and(cgroups)
+    });
+    done.await.map_err(|error| error.to_string())
+}
+
+/// Waits until a killed process is dead, at most [`PATIENCE`].
+pub(crate) async fn ended(pidfd: &OwnedFd) {
+    let Ok(pidfd) = async_fd::register(pidfd.as_fd(), Interest::READABLE) else { return };
+    let _ = tokio::time::timeout(PATIENCE, pidfd.readable()).await;
+}
+
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Removes a writable layer: most are empty, and rmdir(2) is all that those need.
+fn remove_layer(layer: &Path) -> io::Result<()> {
+    let removed = |path: &Path| match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    // overlayfs keeps a directory of its own in the work directory.
+    let parts = ["work/work", "work", "upper", ""];
+    if parts.iter().all(|part| removed(&layer.join(part)).is_ok()) {
+        return Ok(());
+    }
+    match std::fs::remove_dir_all(layer) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io::Error::new(error.kind(), format!("remove {}: {error}", layer.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_removed_whether_it_was_written_to_or_not() {
+        let dir = tempfile::tempdir().unwrap();
+        for files in [&[][..], &["upper/a/b", "work/work/x"]] {
+            let layer = dir.path().join("layer");
+            std::fs::create_dir_all(layer.join("work/work")).unwrap();
+            std::fs::create_dir_all(layer.join("upper/a")).unwrap();
+            if files.is_empty() {
+                std::fs::remove_dir(layer.join("upper/a")).unwrap();
+            }
+            for file in files {
+                std::fs::write(layer.join(file), "x").unwrap();
+            }
+            remove_layer(&layer).unwrap();
+            assert!(!layer.exists());
+            remove_layer(&layer).unwrap();
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Listening: gRPC and HTTP/JSON on one unix socket, and on one TCP port where there is a token to guard it.
+
+use crate::Agent;
+use crate::http;
+use crate::rpc::Service;
+use anyhow::Context;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use fsb_proto::agent::agent_service_server::AgentServiceServer;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// The longest gRPC message: a create at the kernel's limit for arguments and environment.
+const LONGEST_MESSAGE: usize = 4 << 20;
+/// Connections at a time; the next one waits in the listen queue.
+const CONNECTIONS: usize = 1024;
+/// A peer that is gone without a word is noticed after these two: also what "no controller watches" rests on.
+const PING_EVERY: Duration = Duration::from_secs(3);
+const PING_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a client may take to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where an agent listens.
+pub struct Listeners {
+    unix: UnixListener,
+    tcp: Option<(TcpListener, Arc<str>)>,
+}
+
+impl Listeners {
+    /// Binds the unix socket (mode 0660; one that a dead agent left is replaced), and the TCP port if there is a
+    /// token file. Without one there is no TCP.
+    pub async fn bind(socket: &Path, port: u16, token_file: Option<&Path>) -> anyhow::Result<Self> {
+        let unix = bind_unix(socket).with_context(|| format!("listen on {}", socket.display()))?;
+        let tcp = match (port, token_file) {
+            (0, _) => None,
+            (_, None) => {
+                tracing::info!("no TCP: AGENT_TOKEN_FILE is not set");
+                None
+            }
+            (port, Some(file)) => {
+                let token = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+                let token = token.trim();
+                anyhow::ensure!(!token.is_empty(), "{} holds no token", file.display());
+                let any = std::net::Ipv6Addr::UNSPECIFIED;
+                let listener = match TcpListener::bind((any, port)).await {
+                    Ok(listener) => listener,
+                    // A machine without IPv6.
+                    Err(_) => TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port))
+                        .await
+                        .with_context(|| format!("listen on port {port}"))?,
+                };
+                Some((listener, token.into()))
+            }
+        };
+        Ok(Self { unix, tcp })
+    }
+
+    /// The TCP port, if there is one.
+    pub fn port(&self) -> Option<u16> {
+        self.tcp.as_ref()?.0.local_addr().ok().map(|address| address.port())
+    }
+}
+
+fn bind_unix(socket: &Path) -> std::io::Result<UnixListener> {
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    // Under another name first, so that nobody finds it with the wrong mode, or nobody behind it.
+    let fresh = socket.with_extension("new");
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, Permissions::from_mode(0o660))?;
+    std::fs::rename(&fresh, socket)?;
+    Ok(listener)
+}
+
+/// Serves until `stop` is cancelled; then connections may finish what they are at.
+pub async fn serve(agent: Arc<Agent>, listeners: Listeners, stop: CancellationToken) {
+    let service = AgentServiceServer::new(Service(agent.clone()))
+        .max_decoding_message_size(LONGEST_MESSAGE)
+        .max_encoding_message_size(usize::MAX);
+    let app = tonic::service::Routes::new(service).into_axum_router().merge(http::router(agent));
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let unix = accept_unix(listeners.unix, app.clone(), room.clone(), stop.clone());
+    match listeners.tcp {
+        None => unix.await,
+        Some((listener, token)) => {
+            let app = app.layer(middleware::from_fn_with_state(token, guard));
+            tokio::join!(unix, accept_tcp(listener, app, room, stop));
+        }
+    }
+}
+
+/// Lets only requests with the token through.
+async fn guard(State(token): State<Arc<str>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    if same(given.as_bytes(), token.as_bytes()) {
+        return next.run(request).await;
+    }
+    let message = r#"{"success":false,"message":"a bearer token is needed; hint: Authorization: Bearer <token>"}"#;
+    (StatusCode::UNAUTHORIZED, [(header::CONTENT_TYPE, "application/json")], message).into_response()
+}
+
+/// Compares in a time that does not tell how much of it is right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
+}
+
+async fn accept_unix(listener: UnixListener, app: Router, room: Arc<Semaphore>, stop: CancellationToken) {
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.map(|(stream, _)| stream),
+            () = stop.cancelled() => return,
+        };
+        match stream {
+            Ok(stream) => {
+                let (app, stop) = (app.clone(), stop.clone());
+                tokio::spawn(async move {
+                    connection(stream, app, stop).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => accept_failed(error).await,
+        }
+    }
+}
+
+async fn accept_tcp(listener: TcpListener, app: Router, room: Arc<Semaphore>, stop: CancellationToken) {
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.map(|(stream, _)| stream),
+            () = stop.cancelled() => return,
+        };
+        match stream {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                let (app, stop) = (app.clone(), stop.clone());
+                tokio::spawn(async move {
+                    connection(stream, app, stop).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => accept_failed(error).await,
+        }
+    }
+}
+
+async fn accept_failed(error: std::io::Error) {
+    // Out of descriptors, as a rule: accepting at once again would only spin.
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    app: Router,
+    stop: CancellationToken,
+) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_concurrent_streams(4096);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error, "a connection ended");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_the_same_only_if_every_byte_is() {
+        assert!(same(b"secret", b"secret"));
+        for other in [&b""[..], b"secre", b"secreT", b"secret "] {
+            assert!(!same(other, b"secret"));
+        }
+    }
+}

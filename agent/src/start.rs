@@ -1,0 +1,525 @@
+//! The start path: from a request to a running process.
+//!
+//! [`launch`] is the path itself, one step after the other; every step is a span and a stage of the histogram. What
+//! it has taken so far is in [`Undo`], which gives it back in reverse when a step fails. Metrics, events and refills
+//! come after the answer.
+
+use crate::Agent;
+use crate::admission::{Ask, Decision, Ticket};
+use crate::command;
+use crate::error::{Error, Result, StartError};
+use crate::images::Resolved;
+use crate::instance::{Instance, Phase, source_word};
+use crate::keeper::Paused;
+use crate::metrics::Timing;
+use crate::undo::Undo;
+use crate::{lock, now_ms, stop};
+use fsb_host::cgroup::{self, Limits};
+use fsb_host::handoff::{self, Outcome};
+use fsb_host::wire::{Binding, Overlay};
+use fsb_host::{late, pidfd};
+use fsb_proto::domain::{
+    DEFAULT_GRACE_SECONDS, DEFAULT_MEMORY_BYTES, DEFAULT_NAMESPACE, DEFAULT_PIDS, DEFAULT_RECOVERY_SECONDS,
+    FailurePolicy, PullPolicy,
+};
+use fsb_proto::{Invalid, SandboxSpec, agent};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+/// Time for a create whose caller gives none.
+pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
+/// The most time that a caller may give.
+pub(crate) const LONGEST_DEADLINE: Duration = Duration::from_secs(3600);
+/// Containers that died while they were paused are replaced so many times.
+const ATTEMPTS: usize = 3;
+/// The limits that every paused container was made with.
+const MADE_WITH: Limits = Limits { memory_bytes: DEFAULT_MEMORY_BYTES, pids: DEFAULT_PIDS, cpu_millis: None };
+
+/// A step of the start path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    Admission,
+    Image,
+    Take,
+    Bind,
+    Limits,
+    Late,
+    HandOff,
+    Exec,
+    Acknowledge,
+}
+
+impl Stage {
+    pub(crate) const ALL: [Stage; 9] = [
+        Stage::Admission,
+        Stage::Image,
+        Stage::Take,
+        Stage::Bind,
+        Stage::Limits,
+        Stage::Late,
+        Stage::HandOff,
+        Stage::Exec,
+        Stage::Acknowledge,
+    ];
+
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admission => "admission",
+            Self::Image => "image",
+            Self::Take => "take",
+            Self::Bind => "bind",
+            Self::Limits => "limits",
+            Self::Late => "late",
+            Self::HandOff => "hand-off",
+            Self::Exec => "exec",
+            Self::Acknowledge => "acknowledge",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Admission => "admitting it",
+            Self::Image => "looking for its image",
+            Self::Take => "taking a container",
+            Self::Bind => "recording it",
+            Self::Limits => "setting its limits",
+            Self::Late => "making its working directory",
+            Self::HandOff => "handing over the command",
+            Self::Exec => "executing the program",
+            Self::Acknowledge => "waiting for its record",
+        })
+    }
+}
+
+/// A sandbox that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// 32 hexadecimal characters.
+    pub instance_id: String,
+    /// Unix milliseconds.
+    pub started_at_ms: i64,
+    /// Where its container came from.
+    pub source: agent::Source,
+    /// It was there already.
+    pub existed: bool,
+}
+
+/// A create that is known to be right in itself.
+pub(crate) struct Order {
+    pub(crate) spec: SandboxSpec,
+    pub(crate) pull: PullPolicy,
+    /// `None` = the caller knows no generations.
+    pub(crate) generation: Option<i64>,
+    pub(crate) binding: Binding,
+    pub(crate) request_id: String,
+}
+
+impl Order {
+    /// Checks a request of the wire.
+    pub(crate) fn from_wire(wire: &agent::CreateRequest) -> Result<Self, Invalid> {
+        let spec = SandboxSpec::from_agent(wire)?;
+        let claim = wire.claim.clone().unwrap_or_default();
+        if claim.uid.is_empty() {
+            return Err(Invalid::new("claim.uid", "must not be empty"));
+        }
+        if claim.generation < 0 {
+            return Err(Invalid::new("claim.generation", "must not be negative"));
+        }
+        for (field, text) in [("claim.uid", &claim.uid), ("claim.name", &claim.name), ("alias", &wire.alias)] {
+            if text.len() > 253 || text.chars().any(char::is_control) {
+                return Err(Invalid::new(field, "must be at most 253 bytes without control characters"));
+            }
+        }
+        let grace = u32::try_from(wire.grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS as i32))
+            .map_err(|_| Invalid::new("grace_period_seconds", "must not be negative"))?;
+        let recovery = u32::try_from(wire.recovery_timeout_seconds)
+            .map_err(|_| Invalid::new("recovery_timeout_seconds", "must not be negative"))?;
+        let binding = Binding {
+            namespace: if claim.namespace.is_empty() { DEFAULT_NAMESPACE.to_owned() } else { claim.namespace },
+            claim: claim.name,
+            claim_uid: claim.uid,
+            generation: claim.generation,
+            alias: wire.alias.clone(),
+            image: wire.image.clone(),
+            ports: spec.ports.iter().copied().collect(),
+            grace_seconds: grace,
+            recreate_after_seconds: recreate_after(FailurePolicy::from_wire(wire.failure_policy)?, recovery),
+            created_at_ms: now_ms(),
+            spec_hash: spec_hash(&spec),
+            document: wire.claim_document.clone(),
+            ..Default::default()
+        };
+        Ok(Self {
+            spec,
+            pull: PullPolicy::from_wire(wire.pull_policy)?,
+            generation: Some(claim.generation),
+            binding,
+            request_id: wire.request_id.clone(),
+        })
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            uid: &self.binding.claim_uid,
+            generation: self.generation,
+            spec_hash: self.binding.spec_hash,
+            alias: &self.binding.alias,
+            ports: &self.spec.ports,
+        }
+    }
+
+    fn overlay(&self) -> Overlay {
+        self.spec.resources.disk_bytes.map_or(Overlay::Disk, |bytes| Overlay::Tmpfs { bytes })
+    }
+
+    fn limits(&self) -> Limits {
+        let resources = &self.spec.resources;
+        Limits { memory_bytes: resources.memory(), pids: resources.max_pids(), cpu_millis: resources.cpu_millis }
+    }
+}
+
+/// After how many seconds without a controller the agent stops the sandbox itself; 0 = never.
+pub(crate) fn recreate_after(policy: FailurePolicy, seconds: u32) -> u32 {
+    match policy {
+        FailurePolicy::Manual => 0,
+        FailurePolicy::AutoRecreate if seconds == 0 => DEFAULT_RECOVERY_SECONDS,
+        FailurePolicy::AutoRecreate => seconds,
+    }
+}
+
+/// Starts a sandbox, detached from its caller: a client that hangs up never leaves half of one. What is left to do
+/// after the answer is done after it.
+pub(crate) async fn create(agent: &Arc<Agent>, order: Order, within: Duration) -> Result<Started, StartError> {
+    let (answer, answered) = oneshot::channel();
+    let agent = agent.clone();
+    let span = tracing::debug_span!("create", request = order.request_id, claim = order.binding.claim_uid);
+    let tracker = agent.tracker.clone();
+    tracker.spawn(
+        async move {
+            let mut timing = Timing::begin();
+            let result = start(&agent, order, within, &mut timing).await;
+            let source = result.as_ref().map_or(agent::Source::Unknown, |(started, _)| started.source);
+            let failed = result.as_ref().err().cloned();
+            let (result, instance) = match result {
+                Ok((started, instance)) => (Ok(started), instance),
+                Err(error) => (Err(error), None),
+            };
+            let _ = answer.send(result);
+            agent.after_start(instance, source, failed.as_ref(), &timing);
+        }
+        .instrument(span),
+    );
+    answered.await.unwrap_or_else(|_| {
+        Err(StartError::new(Stage::Admission, Error::Internal("the start ended without a result".into())))
+    })
+}
+
+/// Admission, then [`launch`] within its deadline, then either the commit or the way back.
+async fn start(
+    agent: &Arc<Agent>,
+    order: Order,
+    within: Duration,
+    timing: &mut Timing,
+) -> Result<(Started, Option<Arc<Instance>>), StartError> {
+    let deadline = Instant::now() + within;
+    let instance = match admit(agent, &order, within, deadline).await? {
+        Ok(instance) => instance,
+        Err(existing) => return existed(&existing, within, deadline).await.map(|started| (started, None)),
+    };
+    timing.done(Stage::Admission);
+    let mut undo = Undo::new(agent.clone(), instance.clone());
+    let launched = tokio::time::timeout_at(deadline, launch(agent, &order, &instance, &mut undo, timing)).await;
+    let failed = match launched {
+        Ok(Ok(())) => match commit(agent, &instance) {
+            Ok(started) => {
+                undo.disarm();
+                return Ok((started, Some(instance)));
+            }
+            Err(error) => StartError::new(Stage::Acknowledge, error),
+        },
+        Ok(Err(cause)) => StartError::new(timing.current(), cause),
+        Err(_) => StartError::new(timing.current(), Error::Deadline(within)),
+    };
+    Err(undo.unwind(failed).await)
+}
+
+/// A slot and the ports, or the instance that the same create made before.
+async fn admit(
+    agent: &Arc<Agent>,
+    order: &Order,
+    within: Duration,
+    deadline: Instant,
+) -> Result<Result<Arc<Instance>, Arc<Instance>>, StartError> {
+    let failed = |cause| StartError::new(Stage::Admission, cause);
+    loop {
+        let decision = lock(&agent.ledger)
+            .admit(&order.ask(), |generation| Arc::new(Instance::new(Binding { generation, ..order.binding.clone() })));
+        match decision.map_err(failed)? {
+            Decision::Existing(instance) => return Ok(Err(instance)),
+            Decision::Admitted(grant) => {
+                let instance = lock(&agent.ledger).newest(grant.uid());
+                let ticket = Ticket::new(grant, agent.ledger.clone());
+                let Some(instance) = instance else {
+                    return Err(failed(Error::Internal("an admitted claim is not in the ledger".into())));
+                };
+                instance.state().ticket = Some(ticket);
+                return Ok(Ok(instance));
+            }
+            // A newer generation is the controller's word that the old one must not run any more.
+            Decision::Superseded(old) => {
+                stop::begin(agent, &old, Some(Duration::ZERO));
+                let ended = tokio::time::timeout_at(deadline, old.released()).await;
+                ended.map_err(|_| failed(Error::Deadline(within)))?;
+            }
+        }
+    }
+}
+
+/// Image, container, record, limits, working directory, hand-off: everything between admission and a running program.
+async fn launch(
+    agent: &Arc<Agent>,
+    order: &Order,
+    instance: &Arc<Instance>,
+    undo: &mut Undo,
+    timing: &mut Timing,
+) -> Result<()> {
+    let spec = &order.spec;
+    timing.enter(Stage::Image);
+    let span = tracing::debug_span!("image");
+    let image = agent.image_for(instance, spec, order.overlay(), order.pull).instrument(span).await?;
+    let argv = command::argv(&image.wrapper, &image.entrypoint, &image.cmd, &spec.command, &spec.args)?;
+    timing.shelf = Some(image.shelf.clone());
+    timing.done(Stage::Image);
+
+    for attempt in 1.. {
+        match hand_over(agent, order, instance, &image, &argv, undo, timing).await {
+            Err(Failure::Died) if attempt < ATTEMPTS => {
+                tracing::warn!(instance = %instance.id(), "the paused container was dead, taking another");
+                undo.discard_container().await;
+            }
+            Err(Failure::Died) => {
+                return Err(Error::Unavailable(
+                    "paused containers of this image die; hint: see the agent's log".into(),
+                ));
+            }
+            Err(Failure::Error(error)) => return Err(error),
+            Ok(()) => break,
+        }
+    }
+    Ok(())
+}
+
+/// Why a container could not be handed over.
+enum Failure {
+    /// It died before it could take its program: another one may.
+    Died,
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+async fn hand_over(
+    agent: &Arc<Agent>,
+    order: &Order,
+    instance: &Arc<Instance>,
+    image: &Arc<Resolved>,
+    argv: &[&str],
+    undo: &mut Undo,
+    timing: &mut Timing,
+) -> Result<(), Failure> {
+    timing.enter(Stage::Take);
+    let (paused, source) = agent.pool.take(agent, &image.shelf).instrument(tracing::debug_span!("take")).await?;
+    let paused = undo.holds(paused);
+    let id = agent.enter(instance, paused, source, image);
+    timing.done(Stage::Take);
+
+    // Sent, not waited for: a sent message outlives this process, and the keeper reads it before it looks at anything
+    // that the program does.
+    timing.enter(Stage::Bind);
+    let mut binding = instance.state().binding.clone();
+    binding.source = source_word(source).to_owned();
+    let (bound, binding) = agent.keeper.bind(&id, binding).instrument(tracing::debug_span!("bind")).await?;
+    {
+        let mut state = instance.state();
+        state.binding = binding;
+        state.in_keeper = true;
+    }
+    timing.done(Stage::Bind);
+
+    timing.enter(Stage::Limits);
+    let limits = order.limits();
+    if limits != MADE_WITH {
+        let _span = tracing::debug_span!("limits").entered();
+        cgroup::set_limits(&paused.made.cgroups, &limits, Some(&MADE_WITH))
+            .map_err(|error| Error::Start(format!("limits: {error}")))?;
+    }
+    timing.done(Stage::Limits);
+
+    timing.enter(Stage::Late);
+    let cwd = if order.spec.working_dir.is_empty() { &image.working_dir } else { &order.spec.working_dir };
+    if cwd != "/" {
+        let _span = tracing::debug_span!("late").entered();
+        late::create_dir(paused.made.pid, Path::new(cwd)).map_err(|error| match error {
+            late::Error::Gone => Failure::Died,
+            late::Error::Dir(errno) => command::chdir_error(cwd, errno as i32).into(),
+        })?;
+    }
+    timing.done(Stage::Late);
+
+    timing.enter(Stage::HandOff);
+    if instance.state().removal.is_some() {
+        return Err(Error::Deleted.into());
+    }
+    let env = command::env(&image.env, &id[..12], &order.spec.envs);
+    let env: Vec<&str> = env.iter().map(String::as_str).collect();
+    {
+        let _span = tracing::debug_span!("hand_off").entered();
+        handoff::send(paused.ctl.get_ref().as_fd(), argv, &env, cwd.as_bytes()).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Failure::Died,
+                _ => Error::Start(format!("the command could not be handed over: {error}")).into(),
+            }
+        })?;
+    }
+    timing.done(Stage::HandOff);
+
+    timing.enter(Stage::Exec);
+    let outcome = outcome(paused).instrument(tracing::debug_span!("exec")).await;
+    match outcome.map_err(|error| Error::io(format!("the control end of {id}"), &error))? {
+        Outcome::Started => {}
+        Outcome::Failed { stage: handoff::Stage::Chdir, errno } => {
+            return Err(command::chdir_error(cwd, errno).into());
+        }
+        Outcome::Failed { stage: handoff::Stage::Exec, errno } => {
+            return Err(command::exec_error(argv[0], &owned(&env), errno).into());
+        }
+        Outcome::Failed { stage: handoff::Stage::Protocol, errno } => {
+            return Err(Error::Internal(format!("the parked program did not understand its command ({errno})")).into());
+        }
+    }
+    timing.done(Stage::Exec);
+
+    timing.enter(Stage::Acknowledge);
+    acknowledged(instance, bound, paused).instrument(tracing::debug_span!("acknowledge")).await?;
+    timing.done(Stage::Acknowledge);
+    Ok(())
+}
+
+fn owned(env: &[&str]) -> Vec<String> {
+    env.iter().map(|entry| (*entry).to_owned()).collect()
+}
+
+/// Waits for what the parked process answers: end-of-file is execve.
+async fn outcome(paused: &Paused) -> io::Result<Outcome> {
+    loop {
+        let mut ready = paused.ctl.readable().await?;
+        match handoff::outcome(paused.ctl.get_ref().as_fd())? {
+            Some(outcome) => return Ok(outcome),
+            None => ready.clear_ready(),
+        }
+    }
+}
+
+/// Waits for the keeper's word that the record is kept. A process that is over already may also have died without
+/// running its program; the keeper, which reads the `started` pipe, knows.
+async fn acknowledged(
+    instance: &Arc<Instance>,
+    bound: oneshot::Receiver<bool>,
+    paused: &Paused,
+) -> Result<(), Failure> {
+    match bound.await {
+        Ok(true) => {}
+        Ok(false) => return Err(Failure::Died),
+        Err(_) => return Err(Error::Unavailable("the keeper is gone".into()).into()),
+    }
+    if !pidfd::ended(paused.pidfd.as_fd()) {
+        return Ok(());
+    }
+    let ran = instance
+        .until(|state| match (state.seen_started, &state.end) {
+            (true, _) => Some(Ok(())),
+            (false, Some(end)) => Some(Err(end.start_errno)),
+            (false, None) => None,
+        })
+        .await;
+    match ran {
+        Ok(()) => Ok(()),
+        Err(Some(errno)) => Err(command::exec_error("the program", &[], errno).into()),
+        Err(None) => Err(Failure::Died),
+    }
+}
+
+/// From here on it runs, whoever asks.
+fn commit(agent: &Arc<Agent>, instance: &Arc<Instance>) -> Result<Started> {
+    let (started, over) = {
+        let mut state = instance.state();
+        if state.removal.is_some() {
+            return Err(Error::Deleted);
+        }
+        state.phase = Phase::Running;
+        if state.started_at_ms == 0 {
+            state.started_at_ms = now_ms();
+        }
+        let started = Started {
+            instance_id: state.id.to_string(),
+            started_at_ms: state.started_at_ms,
+            source: state.source,
+            existed: false,
+        };
+        (started, state.end.is_some())
+    };
+    instance.changed();
+    if over {
+        agent.reap(instance.clone());
+    }
+    Ok(started)
+}
+
+/// The result of the create that came first.
+async fn existed(instance: &Arc<Instance>, within: Duration, deadline: Instant) -> Result<Started, StartError> {
+    let waited = instance.until(|state| match (&state.failure, state.phase) {
+        (Some(failure), _) => Some(Err(failure.clone())),
+        (None, Phase::Creating) => None,
+        (None, _) => Some(Ok(Started {
+            instance_id: state.id.to_string(),
+            started_at_ms: state.started_at_ms,
+            source: state.source,
+            existed: true,
+        })),
+    });
+    let waited = tokio::time::timeout_at(deadline, waited).await;
+    waited.unwrap_or_else(|_| Err(StartError::new(Stage::Admission, Error::Deadline(within))))
+}
+
+/// FNV-1a: the same for every build, since it is kept in records.
+fn spec_hash(spec: &SandboxSpec) -> u64 {
+    struct Fnv(u64);
+    impl Hasher for Fnv {
+        fn finish(&self) -> u64 {
+            self.0
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            for byte in bytes {
+                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        }
+    }
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    spec.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,166 @@
+//! The stream that controllers watch: a snapshot, then every change, and a heartbeat.
+
+use crate::Agent;
+use crate::instance::{Instance, Phase};
+use crate::{lock, now_ms};
+use fsb_proto::agent::{self, event::Event as Kind};
+use futures_util::stream::{self, Stream};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tonic::Status;
+
+/// Between two heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Changes that a slow watcher may be behind; more, and it gets a new snapshot.
+const BEHIND: usize = 4096;
+
+/// Where changes are told.
+pub(crate) struct Hub {
+    changes: broadcast::Sender<agent::Event>,
+    /// `None` = watched, or never watched; otherwise since when it is not.
+    unwatched: watch::Sender<Option<Instant>>,
+    watchers: std::sync::Mutex<usize>,
+}
+
+impl Hub {
+    pub(crate) fn new() -> Self {
+        Self {
+            changes: broadcast::Sender::new(BEHIND),
+            unwatched: watch::Sender::new(None),
+            watchers: Default::default(),
+        }
+    }
+
+    /// Since when nobody watches, if somebody did before.
+    pub(crate) fn watched(&self) -> watch::Receiver<Option<Instant>> {
+        self.unwatched.subscribe()
+    }
+
+    /// The stock has changed.
+    pub(crate) fn stock(&self, stock: Vec<agent::Stock>) {
+        self.tell(Kind::Stock(agent::StockReport { stock }));
+    }
+
+    fn tell(&self, event: Kind) {
+        // Nobody there to hear it is fine.
+        let _ = self.changes.send(agent::Event { event: Some(event) });
+    }
+}
+
+/// Counts a watcher for as long as it lives.
+struct Watcher(Arc<Agent>);
+
+impl Watcher {
+    fn new(agent: Arc<Agent>) -> Self {
+        let mut watchers = lock(&agent.hub.watchers);
+        *watchers += 1;
+        agent.hub.unwatched.send_replace(None);
+        drop(watchers);
+        Self(agent)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut watchers = lock(&self.0.hub.watchers);
+        *watchers -= 1;
+        if *watchers == 0 {
+            self.0.hub.unwatched.send_replace(Some(Instant::now()));
+        }
+    }
+}
+
+impl Agent {
+    /// Tells watchers how an instance is now.
+    pub(crate) fn publish(&self, instance: &Instance) {
+        if self.hub.changes.receiver_count() == 0 {
+            // Not for nobody: building the event copies the claim.
+            return;
+        }
+        let mut state = instance.state();
+        if state.phase != Phase::Gone {
+            state.published = true;
+            // Told under the lock, so that the changes of one instance stay in order.
+            self.hub.tell(Kind::Instance(state.to_wire()));
+        }
+    }
+
+    /// Tells watchers that nothing is left of an instance.
+    pub(crate) fn publish_removed(&self, instance: &Instance) {
+        let state = instance.state();
+        self.hub.tell(Kind::Removed(agent::Removed { instance_id: state.id.to_string(), claim: Some(state.claim()) }));
+    }
+
+    /// Images came or went.
+    pub(crate) fn images_changed(&self) {
+        self.hub.tell(Kind::Images(agent::Images { references: self.image_names() }));
+        self.mark_images_changed();
+    }
+
+    /// How everything is now.
+    pub fn snapshot(&self) -> agent::Snapshot {
+        let mut instances: Vec<Arc<Instance>> = lock(&self.instances).values().cloned().collect();
+        let (used, creating) = {
+            let ledger = lock(&self.ledger);
+            (ledger.used(), ledger.handles().cloned().collect::<Vec<_>>())
+        };
+        instances.extend(creating.into_iter().filter(|instance| instance.state().id.is_empty()));
+        let reported = instances.iter().filter_map(|instance| {
+            let mut state = instance.state();
+            state.published = true;
+            (state.phase != Phase::Gone).then(|| state.to_wire())
+        });
+        agent::Snapshot {
+            agent: Some(self.info()),
+            instances: reported.collect(),
+            images: self.image_names(),
+            stock: self.pool.report(),
+            used_slots: used as i32,
+        }
+    }
+
+    fn heartbeat(&self) -> agent::Event {
+        let used_slots = lock(&self.ledger).used() as i32;
+        agent::Event { event: Some(Kind::Heartbeat(agent::Heartbeat { time_ms: now_ms(), used_slots })) }
+    }
+
+    /// A snapshot, then every change and heartbeats, until the agent stops or the stream is dropped.
+    pub fn watch(self: &Arc<Self>) -> impl Stream<Item = Result<agent::Event, Status>> + Send + use<> {
+        struct Watching {
+            watcher: Watcher,
+            changes: broadcast::Receiver<agent::Event>,
+            heartbeat: Interval,
+            snapshot_due: bool,
+        }
+        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Listens before the snapshot is taken, so that no change falls between the two.
+        let changes = self.hub.changes.subscribe();
+        let watching = Watching { watcher: Watcher::new(self.clone()), changes, heartbeat, snapshot_due: true };
+        stream::unfold(watching, |mut watching| async move {
+            let agent = watching.watcher.0.clone();
+            if watching.snapshot_due {
+                watching.snapshot_due = false;
+                let snapshot = agent::Event { event: Some(Kind::Snapshot(agent.snapshot())) };
+                return Some((Ok(snapshot), watching));
+            }
+            let event = tokio::select! {
+                biased;
+                () = agent.shutdown.cancelled() => return None,
+                _ = watching.heartbeat.tick() => agent.heartbeat(),
+                change = watching.changes.recv() => match change {
+                    Ok(event) => event,
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "a watcher is too slow and gets a new snapshot");
+                        watching.changes = watching.changes.resubscribe();
+                        agent::Event { event: Some(Kind::Snapshot(agent.snapshot())) }
+                    }
+                },
+            };
+            Some((Ok(event), watching))
+        })
+    }
+}
