@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 const AFTER: &str = "\
-Settings come from flags, then FSB_ENDPOINT, FSB_NAMESPACE, FSB_TOKEN, FSB_ROOT, FSB_EDITOR, then
+Settings come from flags, then FSB_ENDPOINT, FSB_NAMESPACE, FSB_TOKEN, FSB_ROOT, FSB_CONFIG, FSB_EDITOR, then
 ./.fsb/config.json, then ~/.fsb/config.json (keys: endpoint, namespace, editor).
 Exit codes: 0 done, 1 failed, 2 wrong usage; `run --wait` passes on the sandbox's own.";
 

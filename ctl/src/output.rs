@@ -11,7 +11,6 @@ use std::io::{ErrorKind, IsTerminal, Write};
 pub(crate) enum Format {
     #[default]
     Table,
-    /// A table with all columns
     Wide,
     Yaml,
     Json,

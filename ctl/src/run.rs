@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Start a sandbox.
-///
-/// With neither --image nor -f, and with a terminal, an editor opens on a template.
 #[derive(clap::Args)]
 #[command(after_help = "\
+With neither --image nor --file, and on a terminal, an editor opens on a template.
+
 Examples:
   fsb-ctl run --image busybox -- echo hello
   fsb-ctl run web --image python:3.12 --ports 8080 -e MODE=dev --expire 1h -- python -m http.server 8080
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
     /// The image: a name on the node or in a registry
-    #[arg(long, short)]
+    #[arg(long)]
     image: Option<String>,
     /// The pool of agents to take one from [default: default-pool]
     #[arg(long)]

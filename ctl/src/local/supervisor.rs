@@ -32,8 +32,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
     if detached {
         nix::unistd::setsid().context(|| "cannot leave the session".into())?;
     }
-    std::env::set_current_dir("/").context(|| "cannot go to /".into())?;
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    usual_umask();
     raise_descriptors();
     for directory in [&dirs.state, &dirs.log] {
         std::fs::create_dir_all(directory).context(|| format!("cannot make {}", directory.display()))?;
@@ -246,6 +245,12 @@ impl BackOff {
 
 fn following(pause: Duration, lived: Duration) -> Duration {
     if lived >= WELL { BACK_OFF_FIRST } else { (pause * 2).clamp(BACK_OFF_FIRST, BACK_OFF_MOST) }
+}
+
+/// Sandboxes inherit it: it must not depend on who started the node.
+#[expect(clippy::disallowed_methods, reason = "before the first thread")]
+fn usual_umask() {
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 }
 
 /// Sandboxes of a node are many; a shell's usual 1024 descriptors are for one user's programs.

@@ -100,7 +100,13 @@ async fn wait(
         if let Some(Ok(Some(status))) = supervisor.as_mut().map(|child| child.try_wait()) {
             return Err(format!("the supervisor has ended ({status})"));
         }
+        // A node whose supervisor was killed answers as well; it is up when the new one has taken it over.
+        let ours = supervisor.as_ref().map(|child| child.id() as i32);
+        let held = lock::holder(&dirs.lock()).map(|process| process.pid);
         let missing = match Node::read(dirs) {
+            _ if held.is_none() || ours.is_some_and(|pid| held != Some(pid)) => {
+                "the supervisor has not begun".to_owned()
+            }
             None => "the supervisor has not written down its plan".to_owned(),
             Some(node) => match agents(dirs, settings).await {
                 Err(why) => format!("the controller does not answer: {why}"),

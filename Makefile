@@ -1,0 +1,36 @@
+# What a user and CI run. `make run` on a fresh Debian machine with Rust ends with a running sandbox.
+# The local node and its tests make namespaces, mounts and cgroups: they need root.
+
+CTL := target/release/fsb-ctl
+CARGO ?= cargo
+
+.PHONY: help setup build run stop test bench lint
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing from Debian's packages; no Rust
+	@scripts/setup busybox-static ca-certificates gcc iproute2 libc6-dev make nftables util-linux
+
+build: ## build all programs into target/release
+	@echo "building: the first time takes about 8 minutes on 2 cores, later only what has changed"
+	@$(CARGO) build --release --workspace
+
+run: setup build ## start the local node and a first sandbox
+	@scripts/first-run $(CTL)
+
+stop: ## stop the local node and remove all that it made
+	@$(CTL) local down --purge
+
+test: setup build ## run every test, those that need root too
+	FSB_REQUIRE_ROOT=1 $(CARGO) test --release --workspace
+
+bench: build ## measure starts beside fork+exec, runc and crun
+	@scripts/setup crun runc
+	target/release/fsb-bench start
+
+lint: ## check format, lints and, if cargo-deny is installed, dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
+	else echo "cargo-deny is not installed: dependencies are not checked"; fi
