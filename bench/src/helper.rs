@@ -67,9 +67,27 @@ impl Drop for Process {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        let _ = kill(Pid::from_raw(self.pid()), Signal::SIGKILL);
+        // A keeper is the child of the program that made its namespaces, and all below it ends with it.
+        for pid in children(self.pid()).into_iter().chain([self.pid()]) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let end = Instant::now() + FAREWELL;
+            while pid != self.pid() && Path::new("/proc").join(pid.to_string()).exists() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         let _ = self.child.wait();
     }
+}
+
+/// The children of a process, of all its threads.
+pub fn children(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .flat_map(|task| {
+            let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
+        })
+        .collect()
 }
 
 /// Where helpers find the bench.

@@ -1,7 +1,7 @@
 //! A private agent: a keeper in pid, mount and network namespaces of its own, so that the kernel ends everything
 //! with it, on directories and cgroups that carry the run's name.
 
-use crate::helper::Process;
+use crate::helper::{Process, children};
 use crate::workspace::Workspace;
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
@@ -90,17 +90,6 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
         Some(path) => Ok(path),
         None => bail!("{name} is not beside {}\nhint: make build", own.display()),
     }
-}
-
-/// The children of a process, of all its threads.
-fn children(pid: i32) -> Vec<i32> {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks
-        .flat_map(|task| {
-            let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
-        })
-        .collect()
 }
 
 fn comm(pid: i32) -> String {

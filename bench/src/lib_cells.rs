@@ -1,25 +1,136 @@
-//! Our agent without RPC: `agent-stock`, `agent-cast`, `agent-libcontainer`.
+//! Our agent without RPC: `agent-stock`, `agent-cast`, `agent-libcontainer`. A private keeper starts this program in
+//! the place of fsb-agent; it opens the agent's library on the keeper's socket and calls its start directly, from a
+//! task of the agent's own runtime, as a gRPC handler would. Admission, bind and default limits are included.
 
-use crate::helper::Helper;
-use crate::image::Image;
+use crate::agent::Stock;
+use crate::cell::{Source, Started};
+use crate::clock;
+use crate::helper::{Helper, Hub};
+use crate::image::{Image, REFERENCE};
+use crate::keeper::{Keeper, Settings};
+use crate::payload::{Payload, parse_stamp};
+use crate::protocol::{Answer, Ask, Line};
+use crate::rpc::request;
 use crate::workspace::Workspace;
-use anyhow::bail;
-use std::path::PathBuf;
+use anyhow::{Context, bail};
+use fsb_agent::{Agent, Config};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
 
-/// What it is told.
+/// How long a payload may take to its end, and its removal.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What it is told, besides an agent's environment.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The bench's socket.
     #[arg(long)]
     pub connect: PathBuf,
+    /// The image's archive.
+    #[arg(long)]
+    pub archive: PathBuf,
 }
 
-/// Starts the helper of one cell.
-pub fn start(_: &Workspace, _: &Image, name: &str) -> anyhow::Result<Helper> {
-    bail!("{name} needs the agent's library, which does not offer starts yet")
+/// Starts the helper of one cell, below a keeper of its own.
+pub fn start(workspace: &Workspace, image: &Image, cell: &'static str) -> anyhow::Result<Helper> {
+    let make = cell.strip_prefix("agent-").with_context(|| format!("no such cell: {cell}"))?;
+    let hub = Hub::open(workspace.path(), &format!("{make}-hub.sock"))?;
+    let program = vec![
+        std::env::current_exe()?.display().to_string(),
+        "agent-cells".to_owned(),
+        "--connect".to_owned(),
+        hub.path().display().to_string(),
+        "--archive".to_owned(),
+        image.archive.display().to_string(),
+    ];
+    let warm = if make == "stock" { vec![REFERENCE.to_owned()] } else { Vec::new() };
+    let settings = Settings { name: make.to_owned(), program, make: Some(make), warm };
+    let keeper = Keeper::start(workspace, &settings)?;
+    let log = keeper.log.clone();
+    hub.accept(keeper.into_process(), &log, false)
 }
 
 /// Serves the bench until it hangs up.
-pub fn run(_: &Args) -> anyhow::Result<()> {
-    bail!("the agent's library does not offer starts yet")
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let keeper = fsb_host::process::keeper_socket().context("the keeper's socket")?;
+    let line = Line::new(UnixStream::connect(&args.connect).context("connect to the bench")?)?;
+    let config = Config::parse(|key| std::env::var(key).ok())?;
+    // Agents of one run share the image store, as on a local node: an import of what is there is cheap.
+    let import = fsb_image::Import {
+        reference: REFERENCE.to_owned(),
+        cmd: vec![Payload::Tiny.path().to_owned()],
+        ..Default::default()
+    };
+    fsb_image::Store::open(config.paths.images())?.import_blocking(&args.archive, &import)?;
+    let logs = config.paths.logs().to_owned();
+    let stock = (config.make == fsb_agent::MakeMode::Stock).then(Stock::default);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let agent = runtime.block_on(Agent::open(config, keeper))?;
+    let mut cells = Cells { runtime, agent, logs, stock, count: 0 };
+    line.serve(|ask| match ask {
+        Ask::Start { payload, .. } => Ok(Answer::Started(cells.start(payload)?)),
+        Ask::Hold { .. } => bail!("this helper holds nothing"),
+    })?;
+    Ok(())
+}
+
+struct Cells {
+    runtime: Runtime,
+    agent: Arc<Agent>,
+    logs: PathBuf,
+    /// `None` where every start makes its own container.
+    stock: Option<Stock>,
+    count: u64,
+}
+
+impl Cells {
+    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+        if let Some(stock) = &mut self.stock {
+            stock.wait(|| Ok(i32::try_from(self.agent.stock(REFERENCE))?))?;
+        }
+        self.count += 1;
+        let request = request(&format!("bench-{}", self.count), &[payload.path()]);
+        let agent = self.agent.clone();
+        let task = self.runtime.spawn(async move {
+            let called_ns = clock::now_ns();
+            (called_ns, agent.start(request).await)
+        });
+        let (called_ns, started) = self.runtime.block_on(task)?;
+        let started = started?;
+        let id = started.instance_id.clone();
+        let agent = self.agent.clone();
+        let ended = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, agent.wait_ended(&id)).await });
+        let stamp = stamp(&self.logs.join(format!("{id}.log")));
+        self.runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, agent.stop_and_remove(&id)).await })
+            .with_context(|| format!("{id} is not gone after {PATIENCE:?}"))??;
+        ended.with_context(|| format!("{id} did not end within {PATIENCE:?}"))??;
+        Ok(Started { called_ns, stamp_ns: stamp?, source: Source::from_wire(started.source as i32) })
+    }
+}
+
+/// The stamp in a log file: the text of its first line, after time, stream and tag.
+fn stamp(log: &Path) -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string(log).with_context(|| log.display().to_string())?;
+    cri_stamp(&text).with_context(|| format!("no stamp in {}: {text:?}", log.display()))
+}
+
+fn cri_stamp(log: &str) -> Option<u64> {
+    parse_stamp(log.lines().next()?.splitn(4, ' ').nth(3)?.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stamp_is_the_text_of_the_first_log_line() {
+        let log = "2026-01-02T03:04:05.000000006Z stdout F 00000000000000ff\n2026 stdout F x\n";
+        assert_eq!(cri_stamp(log), Some(255));
+        assert_eq!(cri_stamp(""), None);
+        assert_eq!(cri_stamp("2026 stderr F no such file\n"), None);
+    }
 }

@@ -51,7 +51,7 @@ struct Holder {
 
 impl Holder {
     fn open(args: &Args) -> anyhow::Result<Self> {
-        let keeper = crate::floor::inherited(wire::KEEPER_FD)?;
+        let keeper = fsb_host::process::keeper_socket().context("the keeper's socket")?;
         let recipe = Recipe {
             image: format!("sha256:{:064x}", 0),
             lowers: vec![Image::rootfs_in(&args.root)],

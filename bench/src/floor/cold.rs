@@ -173,7 +173,7 @@ impl Cold {
             }
             joins.push(match group.controller.as_str() {
                 "" => dir,
-                _ => sys::open(dir.as_fd(), c"cgroup.procs", libc::O_WRONLY)?,
+                _ => sys::open(dir.as_fd(), c"tasks", libc::O_WRONLY)?,
             });
         }
         Ok(joins)

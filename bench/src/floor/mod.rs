@@ -11,16 +11,3 @@ pub mod cold;
 pub mod process;
 mod profile;
 mod sys;
-
-use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
-
-/// Takes a descriptor over that this process was started with. It must be open, and this is to be called once for it.
-pub fn inherited(fd: i32) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl with integers.
-    match unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } {
-        -1 => Err(io::Error::last_os_error()),
-        // SAFETY: it is open, as fcntl has just shown, and by the caller's promise nobody else's.
-        _ => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-    }
-}

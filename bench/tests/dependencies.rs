@@ -1,0 +1,90 @@
+//! The direction of dependencies: products are leaves, and each crate knows only what ARCHITECTURE.md says.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// Crate → the crates of this workspace that it may depend on.
+const MAY: [(&str, &[&str]); 10] = [
+    ("fsb-proto", &[]),
+    ("fsb-park", &[]),
+    ("fsb-host", &["fsb-proto", "fsb-park"]),
+    ("fsb-image", &["fsb-host"]),
+    ("fsb-spawner", &["fsb-proto", "fsb-host"]),
+    ("fsb-keeper", &["fsb-proto", "fsb-host"]),
+    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image"]),
+    ("fsb-controller", &["fsb-proto"]),
+    ("fsb-ctl", &["fsb-proto"]),
+    ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-agent", "fsb-controller"]),
+];
+
+/// Crate → outside crates that it must not depend on, even by way of others.
+const MUST_NOT: [(&str, &[&str]); 4] = [
+    // A threaded runtime and a clone do not go together.
+    ("fsb-spawner", &["tokio", "tonic", "axum"]),
+    ("fsb-keeper", &["tonic", "axum", "libcontainer"]),
+    ("fsb-agent", &["libcontainer"]),
+    ("fsb-controller", &["libcontainer", "kube"]),
+];
+
+fn metadata() -> serde_json::Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn crates_depend_only_on_what_they_may() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap();
+    let own: Vec<&serde_json::Value> =
+        packages.iter().filter(|package| package["name"].as_str().unwrap().starts_with("fsb-")).collect();
+    assert_eq!(own.len(), MAY.len(), "a new crate needs its line here");
+    for package in own {
+        let name = package["name"].as_str().unwrap();
+        let (_, may) = MAY.iter().find(|entry| entry.0 == name).unwrap_or_else(|| panic!("{name} needs its line here"));
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let dependency = dependency["name"].as_str().unwrap();
+            assert!(
+                !dependency.starts_with("fsb-") || may.contains(&dependency),
+                "{name} must not depend on {dependency}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_must_not_meet_does_not_meet() {
+    let metadata = metadata();
+    let mut edges: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for node in metadata["resolve"]["nodes"].as_array().unwrap() {
+        let normal = |dependency: &&serde_json::Value| {
+            dependency["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null())
+        };
+        let targets = node["deps"].as_array().unwrap().iter().filter(normal).map(|d| d["pkg"].as_str().unwrap());
+        edges.insert(node["id"].as_str().unwrap(), targets.collect());
+    }
+    let name = |id: &str| {
+        let package = metadata["packages"].as_array().unwrap().iter().find(|package| package["id"] == id).unwrap();
+        package["name"].as_str().unwrap().to_owned()
+    };
+    for (crate_name, forbidden) in MUST_NOT {
+        let start = *edges.keys().find(|id| name(id) == crate_name).unwrap();
+        let (mut seen, mut queue) = (vec![start], vec![start]);
+        while let Some(id) = queue.pop() {
+            for next in &edges[id] {
+                if !seen.contains(next) {
+                    seen.push(next);
+                    queue.push(next);
+                }
+            }
+        }
+        for id in seen {
+            let reached = name(id);
+            assert!(!forbidden.contains(&reached.as_str()), "{crate_name} reaches {reached}");
+        }
+    }
+}

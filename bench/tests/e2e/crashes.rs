@@ -1,0 +1,245 @@
+//! kill -9 at bad moments, under load: nothing is lost, nothing is left behind.
+
+use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
+use fsb_proto::fastpath::FailurePolicy;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+/// A new one each time; FSB_SEED repeats a run.
+fn seeded() -> StdRng {
+    let seed = std::env::var("FSB_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(rand::random);
+    eprintln!("FSB_SEED={seed}");
+    StdRng::seed_from_u64(seed)
+}
+
+/// Waits until `word` runs under another process id than `before`.
+async fn restarted(node: &Node, word: &str, before: i32) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if node.pids(word).iter().any(|pid| *pid != before) {
+            return;
+        }
+        assert!(Instant::now() < end, "{word} is not restarted{}", node.node_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Creates until it succeeds: while a daemon restarts, a refusal is right.
+async fn create_at_last(client: &mut impl Calls, name: &str, script: &str) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match client.create(name, script).await {
+            Ok(_) => return,
+            Err(status) if status.code() == Code::AlreadyExists => return,
+            Err(status) if Instant::now() > end => panic!("{name}: {status:?}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+const COUNT: &str = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.01; done; exit 7";
+
+fn assert_counted(text: &str, name: &str) {
+    let expected: String = (0..300).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(text, expected, "the log of {name}");
+}
+
+#[test]
+fn a_killed_agent_loses_no_sandbox_no_line_and_no_exit_code() {
+    let node = Node::up(&[]);
+    let mut random = seeded();
+    block_on(async {
+        let mut client = node.client().await;
+        for i in 0..20 {
+            client.create(&format!("count{i}"), COUNT).await.unwrap();
+        }
+        for i in 0..10 {
+            client.create(&format!("stay{i}"), "sleep 1000").await.unwrap();
+        }
+        let mut names = Vec::new();
+        for round in 0..10 {
+            // Creates are in flight while it dies.
+            let mut tasks = Vec::new();
+            for k in 0..4 {
+                let (mut client, name) = (node.client().await, format!("r{round}k{k}"));
+                names.push(name.clone());
+                tasks.push(tokio::spawn(async move { client.create(&name, "sleep 1000").await }));
+            }
+            tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
+            let pid = node.kill("fsb-agent");
+            for task in tasks {
+                let _ = task.await;
+            }
+            restarted(&node, "fsb-agent", pid).await;
+        }
+        // It serves again, and knows all of them.
+        create_at_last(&mut client, "after", "sleep 1000").await;
+        for i in 0..20 {
+            let name = format!("count{i}");
+            let end = client.until(&name, "Failed").await;
+            assert_eq!((end.exit_code, end.reason.as_str()), (Some(7), "Exited"), "{name}");
+            assert_counted(&client.output(&name).await, &name);
+        }
+        for i in 0..10 {
+            assert_eq!(client.info(&format!("stay{i}")).await.unwrap().phase, "Running");
+        }
+        // What was in flight is whole or was undone: nothing runs that nobody knows.
+        let mut running = 11;
+        for name in names {
+            match client.info(&name).await {
+                Ok(info) => {
+                    assert_eq!(info.phase, "Running", "{info:?}");
+                    running += 1;
+                }
+                Err(status) => assert_eq!(status.code(), Code::NotFound),
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let agents = client.list_agents(fsb_proto::fastpath::ListAgentsRequest {}).await.unwrap().into_inner().items;
+        assert_eq!(agents[0].used, running);
+        for info in client.list().await {
+            client.delete(&info.sandbox_id).await;
+        }
+        wait_empty(&mut client).await;
+    });
+    node.finish();
+}
+
+async fn wait_empty(client: &mut impl Calls) {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let left = client.list().await;
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < end, "still there: {left:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn a_killed_spawner_stops_no_start_for_long_and_nothing_that_runs() {
+    let node = Node::up(&[]);
+    let mut random = seeded();
+    block_on(async {
+        let mut client = node.client().await;
+        client.create("stay", "sleep 1000").await.unwrap();
+        for round in 0..8 {
+            let pid = node.kill("fsb-spawner");
+            for k in 0..5 {
+                create_at_last(&mut client, &format!("r{round}k{k}"), "exit 3").await;
+            }
+            tokio::time::sleep(Duration::from_micros(random.random_range(0..50_000))).await;
+            restarted(&node, "fsb-spawner", pid).await;
+        }
+        for round in 0..8 {
+            for k in 0..5 {
+                let end = client.until(&format!("r{round}k{k}"), "Failed").await;
+                assert_eq!(end.exit_code, Some(3));
+            }
+        }
+        assert_eq!(client.info("stay").await.unwrap().phase, "Running");
+        for info in client.list().await {
+            client.delete(&info.sandbox_id).await;
+        }
+        wait_empty(&mut client).await;
+    });
+    node.finish();
+}
+
+#[test]
+fn a_killed_controller_loses_nothing_and_books_nothing_twice() {
+    let node = Node::up(&["--agents", "3", "--capacity", "20"]);
+    let mut random = seeded();
+    block_on(async {
+        let mut acknowledged = Vec::new();
+        for round in 0..8 {
+            let mut tasks = Vec::new();
+            for k in 0..5 {
+                let (mut client, name) = (node.client().await, format!("r{round}k{k}"));
+                tasks.push(tokio::spawn(async move {
+                    client.create(&name, "sleep 1000").await.map(|made| made.sandbox_id)
+                }));
+            }
+            tokio::time::sleep(Duration::from_micros(random.random_range(0..8_000))).await;
+            let pid = node.kill("fsb-controller");
+            for task in tasks {
+                acknowledged.extend(task.await.unwrap());
+            }
+            restarted(&node, "fsb-controller", pid).await;
+        }
+        let mut client = node.client().await;
+        create_at_last(&mut client, "after", "sleep 1000").await;
+        // Everything that was acknowledged is there, adopted where its claim was not written.
+        let mut instances = std::collections::BTreeSet::new();
+        for name in &acknowledged {
+            let info = client.until(name, "Running").await;
+            assert!(instances.insert(info.instance_id), "{name} shares an instance");
+        }
+        let end = Instant::now() + PATIENCE;
+        while !client.list().await.iter().all(|info| info.persisted) {
+            assert!(Instant::now() < end, "claims are not written");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let agents = client.list_agents(fsb_proto::fastpath::ListAgentsRequest {}).await.unwrap().into_inner().items;
+        let used: i32 = agents.iter().map(|agent| agent.used).sum();
+        let running = client.list().await.iter().filter(|info| info.phase == "Running").count();
+        assert_eq!(used as usize, running, "{agents:?}");
+        for info in client.list().await {
+            client.delete(&info.sandbox_id).await;
+        }
+        wait_empty(&mut client).await;
+    });
+    node.finish();
+}
+
+#[test]
+fn with_the_keeper_every_sandbox_of_its_agent_ends_and_the_claims_say_so() {
+    let node = Node::up(&["--agents", "2"]);
+    block_on(async {
+        let mut client = node.client().await;
+        let mut on = std::collections::BTreeMap::new();
+        for i in 0..8 {
+            let name = format!("s{i}");
+            let mut request = shell(&name, "sleep 1000");
+            if i % 2 == 0 {
+                request.failure_policy = FailurePolicy::AutoRecreate as i32;
+                request.recovery_timeout_seconds = 1;
+            }
+            let made = client.create_as(request).await.unwrap();
+            let id = client.until(&name, "Running").await.instance_id;
+            on.insert(name, (made.agent_pod, id));
+        }
+        let victim = node.pids("fsb-keeper").into_iter().find(|pid| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+            String::from_utf8_lossy(&environment).contains("POD_NAME=agent-1")
+        });
+        kill(victim.expect("the keeper of agent-1"));
+        for (i, (name, (agent, id))) in on.iter().enumerate() {
+            if agent != "agent-1" {
+                assert_eq!(client.info(name).await.unwrap().instance_id, *id, "the other agent's are untouched");
+            } else if i % 2 == 0 {
+                let end = Instant::now() + PATIENCE;
+                loop {
+                    let info = client.info(name).await.unwrap();
+                    if info.phase == "Running" && info.instance_id != *id {
+                        break;
+                    }
+                    assert!(Instant::now() < end, "{name} is not started again: {info:?}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            } else {
+                let lost = client.until(name, "Lost").await;
+                assert_eq!(lost.reason, "AgentRestarted", "{lost:?}");
+            }
+        }
+        create_at_last(&mut client, "after", "sleep 1000").await;
+        for info in client.list().await {
+            client.delete(&info.sandbox_id).await;
+        }
+        wait_empty(&mut client).await;
+    });
+    node.finish();
+}

@@ -1,0 +1,170 @@
+//! How a sandbox ends, and what is kept of it.
+
+use crate::node::{Calls, Node, block_on, shell};
+use fsb_proto::fastpath::{Resources, UpdateRequest, update_request::Update};
+use std::time::{Duration, SystemTime};
+use tonic::Code;
+
+#[test]
+fn exit_codes_signals_and_the_oom_killer_are_told_apart() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        client.create("zero", "exit 0").await.unwrap();
+        client.create("three", "exit 3").await.unwrap();
+        // exec: the shell must not be there to report the signal as a code.
+        client.create("segv", "ulimit -c 0; exec sh -c 'sleep 0.2; exec sleep 100'").await.unwrap();
+        let mut fat = shell("fat", "head -c 200m /dev/zero | tail");
+        fat.resources = Some(Resources { memory_bytes: 16 << 20, ..Default::default() });
+        client.create_as(fat).await.unwrap();
+        let mut neighbour = shell("neighbour", "sleep 100");
+        neighbour.resources = Some(Resources { memory_bytes: 16 << 20, ..Default::default() });
+        client.create_as(neighbour).await.unwrap();
+
+        let zero = client.until("zero", "Succeeded").await;
+        assert_eq!((zero.exit_code, zero.reason.as_str()), (Some(0), "Exited"));
+        let three = client.until("three", "Failed").await;
+        assert_eq!((three.exit_code, three.reason.as_str()), (Some(3), "Exited"));
+        let fat = client.until("fat", "Failed").await;
+        assert_eq!(fat.reason, "OOMKilled", "{fat:?}");
+        assert_eq!(client.info("neighbour").await.unwrap().phase, "Running");
+        assert!(zero.finished_at_ms >= zero.started_at_ms && zero.started_at_ms > 0);
+        for name in ["zero", "three", "segv", "fat", "neighbour"] {
+            client.remove(name).await;
+        }
+    });
+    node.finish();
+}
+
+#[test]
+fn a_stop_asks_first_waits_the_grace_period_and_then_kills() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        client.create("polite", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done").await.unwrap();
+        let mut deaf = shell("deaf", "trap '' TERM; echo ready; while :; do sleep 0.1; done");
+        deaf.grace_period_seconds = Some(1);
+        client.create_as(deaf).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        client.delete("deaf").await;
+        assert_eq!(client.info("deaf").await.unwrap().phase, "Terminating");
+        client.remove("polite").await;
+        client.remove("deaf").await;
+    });
+    node.finish();
+}
+
+#[test]
+fn expiry_removes_the_container_and_keeps_the_claim() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let mut brief = shell("brief", "echo here; sleep 100");
+        brief.expire_time_seconds = now + 2;
+        client.create_as(brief).await.unwrap();
+        client.create("later", "sleep 100").await.unwrap();
+        let update = UpdateRequest {
+            sandbox_id: "later".into(),
+            update: Some(Update::ExpireTimeSeconds(now + 2)),
+            ..Default::default()
+        };
+        client.update_sandbox(update).await.unwrap();
+        for name in ["brief", "later"] {
+            client.until(name, "Expired").await;
+        }
+        assert_eq!(client.output("brief").await, "here\n");
+        let again = client.create("brief", "sleep 100").await.unwrap_err();
+        assert_eq!(again.code(), Code::AlreadyExists);
+        client.remove("brief").await;
+        client.create("brief", "exit 0").await.unwrap();
+    });
+    node.finish();
+}
+
+#[test]
+fn every_line_of_a_long_output_is_there_once_and_in_order() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        client
+            .create("long", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; printf tail")
+            .await
+            .unwrap();
+        let text = client.output("long").await;
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 20001);
+        for (i, line) in lines[..20000].iter().enumerate() {
+            assert_eq!(*line, format!("line {i}"));
+        }
+        assert_eq!(lines[20000], "tail");
+    });
+    node.finish();
+}
+
+#[test]
+fn limits_are_real() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        let mut few = shell("few", "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done; echo all");
+        few.resources = Some(Resources { pids: 10, ..Default::default() });
+        client.create_as(few).await.unwrap();
+        let text = client.output("few").await;
+        assert!(text.contains("can't fork") && !text.contains("all"), "{text}");
+        let mut small = shell("small", "dd if=/dev/zero of=/big bs=64k count=100 2>&1; ls -l /big | wc -l");
+        small.resources = Some(Resources { disk_bytes: 1 << 20, ..Default::default() });
+        client.create_as(small).await.unwrap();
+        let text = client.output("small").await;
+        assert!(text.contains("No space left"), "{text}");
+    });
+    node.finish();
+}
+
+#[test]
+fn a_thousand_short_sandboxes_leave_no_process_mount_cgroup_file_or_descriptor() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        let mut count = async |from: usize, to: usize| {
+            for batch in (from..to).collect::<Vec<_>>().chunks(10) {
+                for i in batch {
+                    client.create(&format!("s{i}"), "exit 0").await.unwrap();
+                }
+                for i in batch {
+                    client.remove(&format!("s{i}")).await;
+                }
+            }
+            // The stock settles.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            resources(&node)
+        };
+        let before = count(0, 200).await;
+        let after = count(200, 1200).await;
+        for ((name, before), (_, after)) in before.iter().zip(&after) {
+            assert!(after <= &(before + 10), "{name}: {before} before, {after} after");
+        }
+    });
+    node.finish();
+}
+
+/// Things that would grow if any were left behind.
+fn resources(node: &Node) -> Vec<(String, usize)> {
+    let mut list = Vec::new();
+    for daemon in ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"] {
+        let pid = node.pids(daemon)[0];
+        list.push((format!("descriptors of {daemon}"), entries(&format!("/proc/{pid}/fd"))));
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        list.push((format!("children of {daemon}"), children.split_whitespace().count()));
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap_or_default();
+        list.push((format!("mounts of {daemon}"), mounts.lines().count()));
+    }
+    list.push(("layers".into(), entries(&node.root().join("lib/agent-1/layers").display().to_string())));
+    list.push(("records".into(), entries(&node.run_dir().join("agent-1/records").display().to_string())));
+    list.push(("logs".into(), entries(&node.root().join("log").display().to_string())));
+    list
+}
+
+fn entries(dir: &str) -> usize {
+    std::fs::read_dir(dir).map_or(0, Iterator::count)
+}

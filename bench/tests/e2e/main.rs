@@ -1,0 +1,10 @@
+//! The whole system, as a user has it: `fsb-ctl`, controller, agents, real containers. Each test has a node of its own
+//! below a directory of its own, and proves at its end that nothing of it is left.
+
+mod bad_input;
+mod crashes;
+mod ends;
+mod isolation;
+mod journey;
+mod node;
+mod placement;

@@ -1,0 +1,130 @@
+//! Several agents: slots, ports, pools and namespaces.
+
+use crate::node::{Calls, Node, block_on, shell};
+use fsb_proto::fastpath::{ConsistencyMode, CreateRequest, FailurePolicy, GetRequest, ListAgentsRequest};
+use std::collections::BTreeSet;
+use tonic::Code;
+
+#[test]
+fn three_agents_share_the_load_and_a_full_pool_says_so() {
+    let node = Node::up(&["--agents", "3", "--capacity", "2"]);
+    block_on(async {
+        let mut client = node.client().await;
+        let agents = client.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().items;
+        assert_eq!(agents.iter().filter(|agent| agent.healthy).count(), 3);
+        let mut used = BTreeSet::new();
+        for i in 0..6 {
+            used.insert(client.create(&format!("s{i}"), "sleep 100").await.unwrap().agent_pod);
+        }
+        assert_eq!(used.len(), 3, "{used:?}");
+        let full = client.create("s6", "sleep 100").await.unwrap_err();
+        assert_eq!(full.code(), Code::ResourceExhausted, "{full:?}");
+        assert!(full.message().contains('6'), "it says capacity and use: {}", full.message());
+        assert_eq!(client.info("s6").await.unwrap_err().code(), Code::NotFound);
+        client.remove("s0").await;
+        client.create("s6", "sleep 100").await.unwrap();
+    });
+    node.finish();
+}
+
+#[test]
+fn a_port_is_one_sandboxs_on_an_agent_and_free_again_when_it_ends() {
+    let node = Node::up(&["--agents", "2"]);
+    block_on(async {
+        let mut client = node.client().await;
+        let with_port = |name: &str| {
+            let mut request = shell(name, "echo up; nc -l -p 8080 -e echo hello");
+            request.exposed_ports = vec![8080];
+            request
+        };
+        let (a, b) = (client.create_as(with_port("a")).await.unwrap(), client.create_as(with_port("b")).await.unwrap());
+        assert_ne!(a.agent_pod, b.agent_pod);
+        let taken = client.create_as(with_port("c")).await.unwrap_err();
+        assert_eq!(taken.code(), Code::FailedPrecondition);
+        assert!(taken.message().contains("8080"), "{}", taken.message());
+        // The endpoint is where it says it is.
+        assert!(a.endpoints[0].ends_with(":8080"), "{:?}", a.endpoints);
+        let mut answer = String::new();
+        for _ in 0..100 {
+            if let Ok(mut stream) = std::net::TcpStream::connect(&a.endpoints[0]) {
+                use std::io::Read;
+                stream.read_to_string(&mut answer).unwrap();
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(answer, "hello\n");
+        client.until("a", "Succeeded").await;
+        client.create_as(with_port("c")).await.unwrap();
+    });
+    node.finish();
+}
+
+#[test]
+fn namespaces_and_pools_never_mix() {
+    let node = Node::up(&[
+        "--agent",
+        "name=agent-1,namespace=default",
+        "--agent",
+        "name=blue,namespace=blue",
+        "--agent",
+        "name=special,namespace=blue,pool=special",
+    ]);
+    block_on(async {
+        let mut client = node.client().await;
+        let within = |name: &str, namespace: &str, pool: &str| CreateRequest {
+            namespace: namespace.into(),
+            pool_ref: pool.into(),
+            ..shell(name, "sleep 100")
+        };
+        assert_eq!(client.create_as(within("x", "default", "")).await.unwrap().agent_pod, "agent-1");
+        assert_eq!(client.create_as(within("x", "blue", "")).await.unwrap().agent_pod, "blue");
+        assert_eq!(client.create_as(within("y", "blue", "special")).await.unwrap().agent_pod, "special");
+        let unknown = client.create_as(within("z", "default", "special")).await.unwrap_err();
+        assert_eq!(unknown.code(), Code::NotFound, "{unknown:?}");
+        let elsewhere = GetRequest { sandbox_id: "y".into(), namespace: "default".into() };
+        assert_eq!(client.get_sandbox(elsewhere).await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(client.list().await.len(), 3);
+    });
+    node.finish();
+}
+
+#[test]
+fn creating_the_same_again_answers_the_same_and_another_spec_is_refused() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        let first = client.create("same", "sleep 100").await.unwrap();
+        let info = client.info("same").await.unwrap();
+        let again = client.create("same", "sleep 100").await.unwrap();
+        assert_eq!(first, again);
+        assert_eq!(client.info("same").await.unwrap().instance_id, info.instance_id);
+        let other = client.create("same", "sleep 200").await.unwrap_err();
+        assert_eq!(other.code(), Code::AlreadyExists);
+        // Two at once, one sandbox.
+        let (mut a, mut b) = (node.client().await, node.client().await);
+        let (x, y) = tokio::join!(a.create("twice", "sleep 100"), b.create("twice", "sleep 100"));
+        assert!(x.is_ok() || y.is_ok(), "{x:?} {y:?}");
+        assert_eq!(client.list().await.iter().filter(|info| info.sandbox_id == "twice").count(), 1);
+    });
+    node.finish();
+}
+
+#[test]
+fn strong_mode_has_written_the_claim_when_it_answers() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        let mut request = shell("strong", "sleep 100");
+        request.consistency_mode = ConsistencyMode::Strong as i32;
+        request.failure_policy = FailurePolicy::AutoRecreate as i32;
+        client.create_as(request).await.unwrap();
+        assert!(client.info("strong").await.unwrap().persisted);
+        let mut broken = shell("broken", "sleep 100");
+        broken.consistency_mode = ConsistencyMode::Strong as i32;
+        broken.command = vec!["/no/such/program".into()];
+        assert_eq!(client.create_as(broken).await.unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(client.info("broken").await.unwrap_err().code(), Code::NotFound);
+    });
+    node.finish();
+}
