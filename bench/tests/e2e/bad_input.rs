@@ -31,7 +31,7 @@ fn cases() -> Vec<(&'static str, Code, &'static str, Change)> {
             Box::new(|r| r.command = vec!["/no/program".into()]),
         ),
         case("not executable", FailedPrecondition, "/etc/passwd", Box::new(|r| r.command = vec!["/etc/passwd".into()])),
-        case("unknown user", InvalidArgument, "nobody-here", Box::new(|r| r.user = "nobody-here".into())),
+        case("unknown user", FailedPrecondition, "nobody-here", Box::new(|r| r.user = "nobody-here".into())),
         case("port 0", InvalidArgument, "exposed_ports", Box::new(|r| r.exposed_ports = vec![0])),
         case("port 65536", InvalidArgument, "65535", Box::new(|r| r.exposed_ports = vec![65536])),
         case("a port twice", InvalidArgument, "twice", Box::new(|r| r.exposed_ports = vec![80, 80])),
