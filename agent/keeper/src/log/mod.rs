@@ -10,6 +10,7 @@
 mod engine;
 mod epoll;
 mod frame;
+mod pace;
 mod pump;
 mod sink;
 mod uring;
@@ -20,6 +21,7 @@ use engine::Engine;
 use epoll::Epoll;
 use frame::Stream;
 use nix::fcntl::OFlag;
+use pace::Pace;
 use sink::Sink;
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
@@ -77,8 +79,8 @@ pub(crate) struct Logs {
 
 impl Logs {
     fn new<E: Engine>(rotation: Rotation) -> Self {
-        let buffers = Rc::new(Buffers::new(rotation));
-        Self { attach: Box::new(move |path, out, err| attach::<E>(path, out, err, rotation, &buffers)) }
+        let shared = Rc::new(Shared::new(rotation));
+        Self { attach: Box::new(move |path, out, err| attach::<E>(path, out, err, rotation, &shared)) }
     }
 
     /// Drains the read ends `out` and `err` into the file at `path` from here on.
@@ -92,7 +94,7 @@ fn attach<E: Engine>(
     out: OwnedFd,
     err: OwnedFd,
     rotation: Rotation,
-    buffers: &Rc<Buffers>,
+    shared: &Rc<Shared>,
 ) -> io::Result<Log> {
     let handle = Rc::new(Handle::default());
     let sink = Rc::new(Sink::<E>::new(path, rotation, handle.clone()));
@@ -100,9 +102,9 @@ fn attach<E: Engine>(
     handle.open.set(pipes.len());
     for (index, (pipe, stream)) in pipes.into_iter().zip([Stream::Stdout, Stream::Stderr]).enumerate() {
         handle.pipes[index].set(Some(pipe.as_raw_fd()));
-        let (sink, handle, buffers) = (sink.clone(), handle.clone(), buffers.clone());
+        let (sink, handle, shared) = (sink.clone(), handle.clone(), shared.clone());
         tokio::task::spawn_local(async move {
-            pump::run::<E>(pipe, stream, sink.clone(), handle.clone(), buffers).await;
+            pump::run::<E>(pipe, stream, sink.clone(), handle.clone(), shared).await;
             handle.pipes[index].set(None);
             handle.open.set(handle.open.get() - 1);
             if handle.is_over() {
@@ -134,6 +136,7 @@ impl Log {
     /// what lies in the pipes is read, whoever still holds their other ends. On a refusing disk the rest is written
     /// when it can be, after this has returned.
     pub(crate) async fn finish(&self, patience: Duration) {
+        self.handle.finish();
         if tokio::time::timeout(patience, self.handle.over()).await.is_err() {
             self.handle.cut();
             let _ = tokio::time::timeout(LAST_WORDS, self.handle.over()).await;
@@ -154,9 +157,11 @@ pub(crate) struct Handle {
     open: Cell<usize>,
     /// Descriptors of the pipes that are still read.
     pipes: [Cell<Option<RawFd>>; 2],
+    finishing: Cell<bool>,
     cut: Cell<bool>,
     forgotten: Cell<bool>,
     over: Notify,
+    finish: Notify,
     forget: Notify,
 }
 
@@ -183,6 +188,7 @@ impl Handle {
         if self.cut.replace(true) {
             return;
         }
+        self.finish();
         for pipe in self.pipes.iter().filter_map(Cell::get) {
             let wake = || {
                 let mut options = std::fs::OpenOptions::new();
@@ -216,27 +222,39 @@ impl Handle {
         }
     }
 
-    /// The next multiple of `tick` on a clock that all pumps share, so that they wake together.
-    fn next_tick(&self, now: Instant, tick: Duration) -> Instant {
-        thread_local!(static ZERO: Instant = Instant::now());
-        let passed = now.saturating_duration_since(ZERO.with(|zero| *zero)).as_nanos() % tick.as_nanos();
-        now + tick - Duration::from_nanos(passed as u64)
+    /// Whether the process has ended, so that there is nothing to wait for but the pipes' ends.
+    fn is_finishing(&self) -> bool {
+        self.finishing.get()
+    }
+
+    /// Waits for the next tick, or for the process's end.
+    async fn tick(&self, pace: &Pace) {
+        tokio::select! {
+            () = tokio::time::sleep_until(pace.next_tick(Instant::now())) => {}
+            () = self.finish.notified() => {}
+        }
+    }
+
+    fn finish(&self) {
+        self.finishing.set(true);
+        self.finish.notify_waiters();
     }
 }
 
-/// Buffers that pumps share, so that quiet pipes have none.
-pub(crate) struct Buffers {
+/// What all pumps share: their pace, and buffers, so that quiet pipes have none.
+pub(crate) struct Shared {
+    pace: Pace,
     file_bytes: usize,
     free: RefCell<Vec<Vec<u8>>>,
 }
 
-impl Buffers {
+impl Shared {
     /// Buffers kept for the next one that needs one.
     const KEPT: usize = 8;
 
     fn new(rotation: Rotation) -> Self {
         let file_bytes = usize::try_from(rotation.max_bytes).unwrap_or(usize::MAX);
-        Self { file_bytes, free: RefCell::default() }
+        Self { pace: Pace::new(), file_bytes, free: RefCell::default() }
     }
 
     /// The size of a log file, which a batch should not exceed.

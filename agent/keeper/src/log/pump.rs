@@ -3,13 +3,13 @@
 use super::engine::Engine;
 use super::frame::{Framer, Stamp, Stream};
 use super::sink::Sink;
-use super::{Buffers, Handle};
+use super::{Handle, Shared};
 use fsb_host::process::pipe_bytes;
 use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 /// The buffer in which a quiet pipe waits; there are two per sandbox.
@@ -18,12 +18,8 @@ const SMALL: usize = 512;
 pub(crate) const LARGE: usize = 32 << 10;
 /// Records are written when there are so many bytes of them.
 const ENOUGH: usize = 48 << 10;
-/// A pipe that is read again so soon is chatty, and then it is read at the next tick only: one wake-up serves many
-/// lines of many pipes.
-const CHATTY: Duration = Duration::from_millis(10);
-const TICK: Duration = Duration::from_millis(4);
-/// Once so much was there at once (a quarter of a pipe's room), the writer is fast, and waiting would slow it down.
-const FAST: usize = 16 << 10;
+/// Ticks after which a pipe with nothing in it is waited for again.
+const EMPTY_TICKS: u32 = 4;
 /// A line that stays open for so long is written as a part, so that a prompt is seen.
 const OPEN_LINE: Duration = Duration::from_millis(100);
 
@@ -33,11 +29,13 @@ pub(crate) async fn run<E: Engine>(
     stream: Stream,
     sink: Rc<Sink<E>>,
     handle: Rc<Handle>,
-    buffers: Rc<Buffers>,
+    shared: Rc<Shared>,
 ) {
-    let mut pump = Pump { framer: Framer::new(stream), sink, buffers };
+    let mut pump = Pump { framer: Framer::new(stream), sink, shared };
     let mut small = Vec::with_capacity(SMALL);
     let mut before: Option<Instant> = None;
+    // Ticks to wait, instead of for the pipe, while there is nothing in it.
+    let mut ticks = 0;
     // What may still be read once the handle is cut.
     let mut left: Option<usize> = None;
     loop {
@@ -48,8 +46,13 @@ pub(crate) async fn run<E: Engine>(
                 break;
             }
         }
+        if there == 0 && ticks > 0 && !handle.is_finishing() {
+            ticks -= 1;
+            handle.tick(&pump.shared.pace).await;
+            continue;
+        }
         let large = there > SMALL;
-        let buffer = if large { pump.buffers.take(LARGE) } else { std::mem::take(&mut small) };
+        let buffer = if large { pump.shared.take(LARGE) } else { std::mem::take(&mut small) };
         let (result, buffer) = pump.read(&pipe, buffer, there == 0).await;
         let bytes = match result {
             Ok(0) => break,
@@ -64,7 +67,7 @@ pub(crate) async fn run<E: Engine>(
         }
         pump.write(&buffer).await;
         if large {
-            pump.buffers.give(buffer);
+            pump.shared.give(buffer);
         } else {
             small = buffer;
         }
@@ -72,8 +75,10 @@ pub(crate) async fn run<E: Engine>(
             *left = left.saturating_sub(bytes);
         }
         let now = Instant::now();
-        if bytes < FAST && before.is_some_and(|before| now - before < CHATTY) && !handle.is_cut() {
-            sleep_until(handle.next_tick(now, TICK)).await;
+        ticks = 0;
+        if pump.shared.pace.should_wait(bytes, before, now) && !handle.is_finishing() {
+            ticks = EMPTY_TICKS;
+            handle.tick(&pump.shared.pace).await;
         }
         before = Some(now);
     }
@@ -83,7 +88,7 @@ pub(crate) async fn run<E: Engine>(
 struct Pump<E: Engine> {
     framer: Framer,
     sink: Rc<Sink<E>>,
-    buffers: Rc<Buffers>,
+    shared: Rc<Shared>,
 }
 
 impl<E: Engine> Pump<E> {
@@ -102,13 +107,13 @@ impl<E: Engine> Pump<E> {
     async fn write(&mut self, mut input: &[u8]) {
         let stamp = Stamp::now();
         while !input.is_empty() {
-            let mut batch = self.buffers.take(0);
-            let used = self.framer.frame(input, &stamp, ENOUGH.min(self.buffers.file_bytes()), &mut batch);
+            let mut batch = self.shared.take(0);
+            let used = self.framer.frame(input, &stamp, ENOUGH.min(self.shared.file_bytes()), &mut batch);
             input = &input[used..];
             if !batch.is_empty() {
                 batch = self.sink.write(batch).await;
             }
-            self.buffers.give(batch);
+            self.shared.give(batch);
         }
     }
 
