@@ -57,7 +57,7 @@ pub(super) fn event(core: &Arc<Core>, agent: &Arc<Agent>, event: agent::Event) {
 }
 
 fn gone(core: &Arc<Core>, agent: &Arc<Agent>, removed: agent::Removed) {
-    let known = agent.view().instance(&removed.instance_id).cloned();
+    let known = agent.view().instance(&removed.instance_id, removed.claim.as_ref()).cloned();
     let holder = known.as_deref().map(view::holder).or_else(|| {
         let claim = removed.claim.as_ref()?;
         Some(Holder { uid: claim.uid.as_str().into(), generation: claim.generation })
@@ -67,7 +67,7 @@ fn gone(core: &Arc<Core>, agent: &Arc<Agent>, removed: agent::Removed) {
     }
     let claim = removed.claim.or_else(|| known.as_ref()?.claim.clone());
     let Some(claim) = claim.filter(|claim| !claim.name.is_empty()) else {
-        agent.view().remove(&removed.instance_id);
+        agent.view().remove(&removed.instance_id, None);
         return;
     };
     let key = Key::new(&claim.namespace, &claim.name);
@@ -75,7 +75,7 @@ fn gone(core: &Arc<Core>, agent: &Arc<Agent>, removed: agent::Removed) {
     let unread = known.as_ref().is_some_and(|known| known.phase() == InstancePhase::Ended)
         && core.table.with_uid(&key, &claim.uid, |entry| entry.claim.status.phase.alive()).unwrap_or(false);
     if !unread {
-        agent.view().remove(&removed.instance_id);
+        agent.view().remove(&removed.instance_id, Some(&claim));
         core.table.with_uid(&key, &claim.uid, |entry| {
             if entry.claim.holds(claim.generation) || entry.claim.status.generation == claim.generation {
                 entry.gone.push(claim.generation);
@@ -125,6 +125,8 @@ fn consider(core: &Arc<Core>, agent: &Arc<Agent>, instance: &agent::Instance) {
             core.wakeups.now(&key);
         }
         Verdict::Adopt(claim) => adopt(core, *claim, agent),
+        // One that has no id yet is looked at again when it has one.
+        Verdict::Evict { .. } | Verdict::Forget if instance.instance_id.is_empty() => {}
         Verdict::Evict { reason } => evict(core, agent, &instance.instance_id, reason),
         Verdict::Forget => forget(core, agent, &instance.instance_id),
     }
@@ -182,7 +184,7 @@ fn evict(core: &Arc<Core>, agent: &Arc<Agent>, instance_id: &str, reason: &'stat
     let (core, agent, id) = (core.clone(), agent.clone(), instance_id.to_owned());
     core.clone().tracker.spawn(async move {
         let mut tries = 0;
-        while agent.healthy() && agent.view().instance(&id).is_some() {
+        while agent.healthy() && agent.view().instance(&id, None).is_some() {
             let request = agent::DeleteRequest {
                 instance_id: id.clone(),
                 // A copy that must not run beside another one is not given time.
@@ -192,7 +194,7 @@ fn evict(core: &Arc<Core>, agent: &Arc<Agent>, instance_id: &str, reason: &'stat
             };
             match agent.client.delete(request).await {
                 Ok(true) => {
-                    if let Some(instance) = agent.view().remove(&id) {
+                    if let Some(instance) = agent.view().remove(&id, None) {
                         core.registry.vacated(&agent.name, &view::holder(&instance));
                     }
                     break;
@@ -218,7 +220,7 @@ fn forget(core: &Arc<Core>, agent: &Arc<Agent>, instance_id: &str) {
     core.tracker.spawn(async move {
         // The agent forgets it by itself after a while.
         if agent.client.forget(vec![id.clone()]).await.is_ok() {
-            agent.view().remove(&id);
+            agent.view().remove(&id, None);
         }
     });
 }

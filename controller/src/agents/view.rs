@@ -73,19 +73,27 @@ impl View {
 
     /// Takes over one instance.
     pub fn merge(&mut self, instance: Arc<agent::Instance>) {
+        let id = id_of(&instance.instance_id, instance.claim.as_ref());
         if let Some(claim) = instance.claim.as_ref().filter(|claim| !claim.uid.is_empty()) {
-            self.by_claim.entry(claim.uid.clone()).or_default().insert(claim.generation, instance.instance_id.clone());
+            let generations = self.by_claim.entry(claim.uid.clone()).or_default();
+            // It had no id of its own while it was being made.
+            if let Some(before) = generations.insert(claim.generation, id.clone())
+                && before != id
+            {
+                self.instances.remove(&before);
+            }
         }
-        self.instances.insert(instance.instance_id.clone(), instance);
+        self.instances.insert(id, instance);
     }
 
-    /// Forgets one instance.
-    pub fn remove(&mut self, instance_id: &str) -> Option<Arc<agent::Instance>> {
-        let instance = self.instances.remove(instance_id)?;
+    /// Forgets one instance, named by its id, or by its claim while it has none.
+    pub fn remove(&mut self, instance_id: &str, claim: Option<&agent::Claim>) -> Option<Arc<agent::Instance>> {
+        let id = id_of(instance_id, claim);
+        let instance = self.instances.remove(&id)?;
         if let Some(claim) = &instance.claim
             && let Some(generations) = self.by_claim.get_mut(&claim.uid)
         {
-            generations.retain(|_, id| id != instance_id);
+            generations.retain(|_, of| *of != id);
             if generations.is_empty() {
                 self.by_claim.remove(&claim.uid);
             }
@@ -93,9 +101,9 @@ impl View {
         Some(instance)
     }
 
-    /// An instance by its id.
-    pub fn instance(&self, instance_id: &str) -> Option<&Arc<agent::Instance>> {
-        self.instances.get(instance_id)
+    /// An instance by its id, or by its claim while it has none.
+    pub fn instance(&self, instance_id: &str, claim: Option<&agent::Claim>) -> Option<&Arc<agent::Instance>> {
+        self.instances.get(&id_of(instance_id, claim))
     }
 
     /// The instance of one generation of a claim.
@@ -125,6 +133,14 @@ impl View {
     }
 }
 
+/// The key of an instance. An agent may report one that is being made before it has an id.
+fn id_of(instance_id: &str, claim: Option<&agent::Claim>) -> String {
+    match claim {
+        Some(claim) if instance_id.is_empty() => format!("{}/{}", claim.uid, claim.generation),
+        _ => instance_id.to_owned(),
+    }
+}
+
 /// Who holds the instance's slot: its claim, or itself where it has none.
 pub fn holder(instance: &agent::Instance) -> Holder {
     match instance.claim.as_ref().filter(|claim| !claim.uid.is_empty()) {
@@ -141,4 +157,28 @@ pub fn ports(instance: &agent::Instance) -> BTreeSet<u16> {
 /// Stock as the registry takes it.
 pub fn stock(stock: Vec<agent::Stock>) -> Vec<(String, u32)> {
     stock.into_iter().map(|stock| (stock.image, stock.paused.max(0) as u32)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(uid: &str, generation: i64, id: &str) -> Arc<agent::Instance> {
+        let claim = agent::Claim { uid: uid.into(), generation, ..Default::default() };
+        Arc::new(agent::Instance { claim: Some(claim), instance_id: id.into(), ..Default::default() })
+    }
+
+    #[test]
+    fn an_instance_that_gets_its_id_later_is_the_same_one() {
+        let mut view = View::new(agent::Snapshot::default(), Instant::now());
+        view.merge(instance("u", 1, ""));
+        view.merge(instance("v", 1, ""));
+        assert_eq!(view.instances().count(), 2);
+        view.merge(instance("u", 1, "abc"));
+        assert_eq!(view.instances().count(), 2);
+        assert_eq!(view.of_claim("u", 1).unwrap().instance_id, "abc");
+        view.remove("", instance("v", 1, "").claim.as_ref()).unwrap();
+        view.remove("abc", None).unwrap();
+        assert_eq!((view.instances().count(), view.by_claim.len()), (0, 0));
+    }
 }

@@ -52,7 +52,8 @@ struct Job {
 /// Claims in a redb file.
 #[derive(Debug)]
 pub struct Embedded {
-    jobs: mpsc::Sender<Job>,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     loaded: Mutex<Option<Loaded>>,
 }
 
@@ -80,14 +81,18 @@ impl Embedded {
         };
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = Writer { path: path.to_owned(), database: Some(database) };
-        std::thread::Builder::new().name("claim-writer".into()).spawn(move || writer.run(queue)).map_err(io)?;
-        Ok((Self { jobs, loaded: Mutex::new(Some(loaded)) }, recovery))
+        let writer =
+            std::thread::Builder::new().name("claim-writer".into()).spawn(move || writer.run(queue)).map_err(io)?;
+        let store =
+            Self { jobs: Mutex::new(Some(jobs)), writer: Mutex::new(Some(writer)), loaded: Mutex::new(Some(loaded)) };
+        Ok((store, recovery))
     }
 
     async fn run(&self, op: Op, urgent: bool) -> Result<(), WriteError> {
         let (done, result) = oneshot::channel();
         let gone = || WriteError::Transient("the claim writer has ended".into());
-        self.jobs.send(Job { op, urgent, done }).await.map_err(|_| gone())?;
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(gone)?;
+        jobs.send(Job { op, urgent, done }).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
     }
 }
@@ -105,6 +110,17 @@ impl ClaimStore for Embedded {
 
     fn remove(&self, key: Key, uid: Arc<str>, entomb: bool) -> BoxFuture<'_, Result<(), WriteError>> {
         Box::pin(self.run(Op::Remove { key: key.to_string(), uid, entomb }, false))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::pin(async move {
+            if let Some(writer) = writer {
+                // It ends after what waits; a panic in it was answered to those who waited.
+                let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+            }
+        })
     }
 }
 

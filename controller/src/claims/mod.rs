@@ -58,4 +58,7 @@ pub trait ClaimStore: Send + Sync + 'static {
     /// Removes the claim of this UID; one that is not there, or is another one, is left alone. `entomb`: remember the
     /// UID, because an instance may be left somewhere out of reach.
     fn remove(&self, key: Key, uid: Arc<str>, entomb: bool) -> BoxFuture<'_, Result<(), WriteError>>;
+
+    /// No more writes: lets go of files and locks.
+    fn close(&self) -> BoxFuture<'_, ()>;
 }

@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// What became of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub struct Queue {
     retry_least: Duration,
     retry_most: Duration,
     idle: Notify,
+    closed: CancellationToken,
 }
 
 impl Queue {
@@ -74,6 +76,7 @@ impl Queue {
             retry_least: timing.retry_least,
             retry_most: timing.retry_most,
             idle: Notify::new(),
+            closed: CancellationToken::new(),
         }
     }
 
@@ -140,6 +143,12 @@ impl Queue {
         }
     }
 
+    /// No more tries, and the store is closed. What is not written by now comes back from the agents.
+    pub async fn close(&self) {
+        self.closed.cancel();
+        self.store.close().await;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,6 +163,9 @@ impl Queue {
     /// Works off one name and ends when nothing waits for it.
     async fn drive(self: Arc<Self>, key: Key) {
         while let Some(op) = self.next(&key) {
+            if self.closed.is_cancelled() {
+                return;
+            }
             match op {
                 Op::Put { claim, urgent, waiters } => self.drive_put(&key, claim, urgent, waiters).await,
                 Op::Remove { uid, entomb } => self.drive_remove(&key, uid, entomb).await,
@@ -182,6 +194,7 @@ impl Queue {
             match self.store.put(claim.clone(), urgent).await {
                 Ok(()) => break Some(Outcome::Written),
                 Err(WriteError::Final { reason, message }) => break Some(Outcome::Refused { reason, message }),
+                Err(WriteError::Transient(_)) if self.closed.is_cancelled() => return,
                 Err(WriteError::Transient(why)) => self.back_off(key, &mut failures, &why).await,
             }
             let mut state = self.lock();
@@ -212,6 +225,7 @@ impl Queue {
         loop {
             match self.store.remove(key.clone(), uid.clone(), entomb).await {
                 Ok(()) => break,
+                Err(WriteError::Transient(_)) if self.closed.is_cancelled() => return,
                 Err(WriteError::Transient(why)) => self.back_off(key, &mut failures, &why).await,
                 Err(WriteError::Final { reason, message }) => {
                     tracing::error!(claim = %key, reason, message, "the store refuses to remove a claim");
@@ -228,7 +242,9 @@ impl Queue {
         if failures.is_power_of_two() {
             tracing::warn!(claim = %key, failures, why, "a claim could not be written and is tried again");
         }
-        tokio::time::sleep(crate::backoff::delay(self.retry_least, self.retry_most, *failures)).await;
+        let pause = crate::backoff::delay(self.retry_least, self.retry_most, *failures);
+        // A pause is cut short by the end, which the next failure sees.
+        let _ = tokio::time::timeout(pause, self.closed.cancelled()).await;
     }
 }
 

@@ -78,6 +78,14 @@ pub fn judge(
 fn known(claim: &Claim, generation: i64, instance: &agent::Instance, agent: &Arc<AgentRef>, seen: Observed) -> Verdict {
     let left_over =
         claim.status.leftovers.iter().any(|left| left.generation == generation && left.agent.name == agent.name);
+    // Written before it was started (strong), and the controller ended between the two.
+    if generation == claim.status.generation && claim.status.phase == Phase::Pending && seen.life != Life::Creating {
+        let mut started = claim.clone();
+        if claim.deletion.is_none() {
+            started = adopted(started, agent, seen);
+            return Verdict::Adopt(Box::new(started));
+        }
+    }
     if generation == claim.status.generation || left_over {
         // Two agents with the same generation: the one that the claim names is right.
         let elsewhere = claim.status.agent.as_ref().is_some_and(|named| named.name != agent.name) && !left_over;

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::core::Core;
 use crate::registry::Holder;
 use crate::start::{self, Failure};
-use fsb_proto::agent;
+use fsb_proto::{Refusal, agent};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -290,12 +290,20 @@ async fn remove(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>, which: Which) -
                 .cloned()
                 .collect();
     }
-    if instance_id.is_empty() {
-        request.claim = Some(claim.to_agent(generation));
-    } else {
-        request.instance_id = instance_id;
-    }
-    let Some(answer) = call(core, key, &agent, agent.client.delete(request)).await else { return false };
+    // By its claim, which also keeps a create of this generation away that is still on its way. An older instance on
+    // an agent that knows a newer one goes by its id.
+    let by_id = agent::DeleteRequest { instance_id: instance_id.clone(), ..request.clone() };
+    request.claim = Some(claim.to_agent(generation));
+    let ask = async {
+        match agent.client.delete(request).await {
+            Err(status) if Refusal::of(&status) == Some(Refusal::Stale) => match instance_id.is_empty() {
+                true => Ok(true),
+                false => agent.client.delete(by_id).await,
+            },
+            other => other,
+        }
+    };
+    let Some(answer) = call(core, key, &agent, ask).await else { return false };
     match answer {
         Ok(true) => {
             core.table.with_uid(key, &claim.uid, |entry| {
@@ -326,7 +334,7 @@ async fn forget(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>) -> bool {
     let Some(answer) = call(core, key, &agent, agent.client.forget(vec![id.clone()])).await else { return false };
     match answer {
         Ok(()) => {
-            agent.view().remove(&id);
+            agent.view().remove(&id, None);
             core.table.with_uid(key, &claim.uid, |entry| entry.failures = 0);
         }
         Err(_) => {

@@ -150,6 +150,8 @@ impl Controller {
         if tokio::time::timeout(deadline, orderly).await.is_err() {
             tracing::warn!(tasks = self.core.tracker.len(), "not everything ended in time; the agents know what runs");
         }
+        self.tasks.abort_all();
+        self.core.queue.close().await;
     }
 }
 

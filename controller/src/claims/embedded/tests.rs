@@ -1,1 +1,301 @@
+use super::*;
+use crate::claims::{Phase, Policy};
+use fsb_proto::SandboxSpec;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use redb::StorageBackend;
+use std::collections::BTreeMap;
+use std::io;
 
+fn claim(name: &str, uid: &str) -> Claim {
+    let spec = SandboxSpec { image: "busybox".into(), pool: "default-pool".into(), ..Default::default() };
+    Claim::new(Key::new("default", name), uid.into(), Arc::new(spec), Policy::default(), 1)
+}
+
+fn job(op: Op) -> Job {
+    Job { op, urgent: true, done: oneshot::channel().0 }
+}
+
+fn put(claim: &Claim) -> Job {
+    job(Op::Put { key: claim.key.to_string(), uid: claim.uid.clone(), document: claim.to_document() })
+}
+
+fn remove(claim: &Claim) -> Job {
+    job(Op::Remove { key: claim.key.to_string(), uid: claim.uid.clone(), entomb: false })
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_opening_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new/folder/claims.redb");
+    {
+        let (store, recovery) = Embedded::open(&path).unwrap();
+        assert_eq!(recovery, Recovery::Clean);
+        for name in ["a", "b", "c"] {
+            store.put(Arc::new(claim(name, name)), false).await.unwrap();
+        }
+        let mut changed = claim("a", "a");
+        changed.status.phase = Phase::Running;
+        store.put(Arc::new(changed), true).await.unwrap();
+        store.remove(Key::new("default", "b"), "b".into(), false).await.unwrap();
+        store.remove(Key::new("default", "c"), "another".into(), true).await.unwrap();
+        store.close().await;
+        let late = store.put(Arc::new(claim("d", "d")), true).await;
+        assert!(matches!(late, Err(WriteError::Transient(_))));
+    }
+    let (store, recovery) = Embedded::open(&path).unwrap();
+    assert_eq!(recovery, Recovery::Clean);
+    let loaded = store.load().await.unwrap();
+    let names: Vec<_> = loaded.claims.iter().map(|claim| (&*claim.key.name, claim.status.phase)).collect();
+    assert_eq!(names, [("a", Phase::Running), ("c", Phase::Pending)]);
+    assert_eq!(loaded.tombstones, ["another".into()]);
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_its_first_uid() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Embedded::open(&dir.path().join("claims.redb")).unwrap();
+    store.put(Arc::new(claim("a", "first")), true).await.unwrap();
+    let second = store.put(Arc::new(claim("a", "second")), true).await;
+    assert!(matches!(second, Err(WriteError::Final { reason: "DuplicateName", .. })));
+    store.remove(Key::new("default", "a"), "first".into(), false).await.unwrap();
+    store.put(Arc::new(claim("a", "second")), true).await.unwrap();
+}
+
+#[test]
+fn a_store_that_another_process_has_open_is_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("claims.redb");
+    let _open = Embedded::open(&path).unwrap();
+    assert!(matches!(Embedded::open(&path), Err(Error::StoreInUse { .. })));
+}
+
+#[tokio::test]
+async fn a_file_damaged_beyond_repair_is_moved_aside() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("claims.redb");
+    for round in 0..60 {
+        {
+            let (store, _) = Embedded::open(&path).unwrap();
+            for number in 0..20 {
+                store.put(Arc::new(claim(&format!("s{number}"), "u")), false).await.unwrap();
+            }
+            store.close().await;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        match round % 3 {
+            0 => bytes.truncate(random.random_range(0..bytes.len())),
+            1 => (0..200).for_each(|_| {
+                let at = random.random_range(0..bytes.len());
+                bytes[at] = random.random();
+            }),
+            _ => {
+                let at = random.random_range(0..bytes.len());
+                bytes[at..].fill(0);
+            }
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let (store, recovery) = Embedded::open(&path).unwrap();
+        if let Recovery::MovedAside(aside) = &recovery {
+            assert_eq!(std::fs::metadata(aside).unwrap().len(), bytes.len() as u64, "it is kept");
+        }
+        store.put(Arc::new(claim("new", "u")), true).await.unwrap();
+        store.close().await;
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+/// A file that remembers how it came to be.
+#[derive(Debug, Default, Clone)]
+struct Recorder {
+    content: Arc<Mutex<Vec<u8>>>,
+    history: Arc<Mutex<Vec<Event>>>,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Length(u64),
+    Write(u64, Vec<u8>),
+    Sync,
+}
+
+impl StorageBackend for Recorder {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.content.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let content = self.content.lock().unwrap();
+        let range = offset as usize..offset as usize + out.len();
+        out.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        apply(&mut self.content.lock().unwrap(), &Event::Length(len));
+        self.history.lock().unwrap().push(Event::Length(len));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.history.lock().unwrap().push(Event::Sync);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let event = Event::Write(offset, data.to_vec());
+        apply(&mut self.content.lock().unwrap(), &event);
+        self.history.lock().unwrap().push(event);
+        Ok(())
+    }
+}
+
+fn apply(content: &mut Vec<u8>, event: &Event) {
+    match event {
+        Event::Length(len) => content.resize(*len as usize, 0),
+        Event::Write(offset, data) => {
+            let end = *offset as usize + data.len();
+            if content.len() < end {
+                content.resize(end, 0);
+            }
+            content[*offset as usize..end].copy_from_slice(data);
+        }
+        Event::Sync => {}
+    }
+}
+
+/// The file as a power failure may leave it after `cut` events: everything up to the last sync, and of what came
+/// after it any part, the last write torn.
+fn cut_off(history: &[Event], cut: usize, random: &mut StdRng) -> Vec<u8> {
+    let synced = history[..cut].iter().rposition(|event| matches!(event, Event::Sync)).map_or(0, |at| at + 1);
+    let mut content = Vec::new();
+    history[..synced].iter().for_each(|event| apply(&mut content, event));
+    for (index, event) in history[synced..cut].iter().enumerate() {
+        let last = synced + index + 1 == cut;
+        match event {
+            Event::Write(offset, data) if last => {
+                let part = random.random_range(0..=data.len());
+                apply(&mut content, &Event::Write(*offset, data[..part].to_vec()));
+            }
+            Event::Write(..) if random.random_bool(0.3) => {}
+            event => apply(&mut content, event),
+        }
+    }
+    content
+}
+
+#[tokio::test]
+async fn the_store_opens_after_being_cut_off_at_any_write_with_every_acknowledged_claim() {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let recorder = Recorder::default();
+    let database = Database::builder().create_with_backend(recorder.clone()).unwrap();
+    let mut expected: BTreeMap<String, (String, i64)> = BTreeMap::new();
+    // After so many events, this is what had been acknowledged.
+    let mut acknowledged = vec![(recorder.history.lock().unwrap().len(), expected.clone())];
+    for commit in 0..40i64 {
+        let batch: Vec<Job> = (0..random.random_range(1..6))
+            .map(|_| {
+                let name = format!("s{}", random.random_range(0..30));
+                match expected.get(&name).cloned() {
+                    Some((uid, _)) if random.random_bool(0.3) => {
+                        expected.remove(&name);
+                        remove(&claim(&name, &uid))
+                    }
+                    known => {
+                        let uid = known.map_or_else(|| format!("u{}", random.random::<u32>()), |(uid, _)| uid);
+                        let mut changed = claim(&name, &uid);
+                        changed.created_at_ms = commit;
+                        expected.insert(name, (uid, commit));
+                        put(&changed)
+                    }
+                }
+            })
+            .collect();
+        assert!(write(&database, &batch).unwrap().iter().all(Result::is_ok));
+        acknowledged.push((recorder.history.lock().unwrap().len(), expected.clone()));
+    }
+    let history = recorder.history.lock().unwrap().clone();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut opened, first_commit) = (0, acknowledged[1].0);
+    for cut in 0..=history.len() {
+        let path = dir.path().join("claims.redb");
+        std::fs::write(&path, cut_off(&history, cut, &mut random)).unwrap();
+        let (store, recovery) = Embedded::open(&path).unwrap();
+        let loaded = store.load().await.unwrap();
+        store.close().await;
+        std::fs::remove_file(&path).unwrap();
+        if cut < first_commit {
+            assert!(loaded.claims.len() <= acknowledged[1].1.len());
+            continue;
+        }
+        assert_eq!(recovery, Recovery::Clean, "cut {cut} of {}", history.len());
+        let found: BTreeMap<String, (String, i64)> = loaded
+            .claims
+            .iter()
+            .map(|claim| (claim.key.name.to_string(), (claim.uid.to_string(), claim.created_at_ms)))
+            .collect();
+        let last = acknowledged.iter().rposition(|(at, _)| *at <= cut).unwrap();
+        // The commit that was under way is there as a whole or not at all.
+        let possible = &acknowledged[last..acknowledged.len().min(last + 2)];
+        assert!(possible.iter().any(|(_, state)| *state == found), "cut {cut} of {}: {found:?}", history.len());
+        opened += 1;
+    }
+    assert!(opened > 100, "{opened}");
+}
+
+/// Not a test of its own: the process that the next one kills.
+#[tokio::test]
+async fn writer_that_is_killed() {
+    let Ok(path) = std::env::var("FSB_TEST_CLAIMS") else { return };
+    let (store, _) = Embedded::open(Path::new(&path)).unwrap();
+    for number in 0.. {
+        let mut written = claim(&format!("s{}", number % 50), "u");
+        written.created_at_ms = number;
+        store.put(Arc::new(written), true).await.unwrap();
+        println!("written {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_writer_killed_at_any_moment_loses_nothing_that_it_acknowledged() {
+    use std::io::{BufRead, BufReader};
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("claims.redb");
+    for _ in 0..12 {
+        let _ = std::fs::remove_file(&path);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["claims::embedded::tests::writer_that_is_killed", "--exact", "--nocapture"])
+            .env("FSB_TEST_CLAIMS", &path)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let wanted = random.random_range(1..120);
+        let mut last = -1;
+        for line in lines {
+            let line = line.unwrap();
+            let Some(number) = line.rsplit_once("written ").and_then(|(_, number)| number.parse().ok()) else {
+                continue;
+            };
+            last = number;
+            if number == wanted {
+                std::thread::sleep(Duration::from_micros(random.random_range(0..3000)));
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        assert!(last >= wanted);
+        let (store, recovery) = Embedded::open(&path).unwrap();
+        assert_eq!(recovery, Recovery::Clean);
+        let newest = store.load().await.unwrap().claims.iter().map(|claim| claim.created_at_ms).max();
+        assert!(newest >= Some(last), "{newest:?} {last}");
+        store.close().await;
+    }
+}

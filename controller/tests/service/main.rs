@@ -1,0 +1,10 @@
+//! The controller as its clients and agents see it: the whole library between a real Fast-Path client and agents
+//! that speak the agents' wire.
+
+mod create;
+mod fake;
+mod restart;
+mod rules;
+mod streams;
+mod tenants;
+mod world;

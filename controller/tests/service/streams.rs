@@ -1,0 +1,140 @@
+//! Watch, Logs and the list of agents.
+
+use super::world::World;
+use fsb_proto::fastpath::{watch_event::Event, *};
+use std::time::Duration;
+use tonic::{Code, Streaming};
+
+async fn next(stream: &mut Streaming<WatchEvent>) -> Event {
+    let event = tokio::time::timeout(Duration::from_secs(20), stream.message()).await.unwrap().unwrap().unwrap();
+    event.event.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_says_what_is_there_and_then_what_changes() {
+    let world = World::new(1).await;
+    world.create("old").await;
+    let mut watch = world.client.clone().watch(WatchRequest::default()).await.unwrap().into_inner();
+    assert!(matches!(next(&mut watch).await, Event::Changed(info) if info.sandbox_id == "old"));
+    assert_eq!(next(&mut watch).await, Event::Synced(true));
+    world.create("new").await;
+    let mut phases = Vec::new();
+    loop {
+        match next(&mut watch).await {
+            Event::Changed(info) if info.sandbox_id == "new" => {
+                phases.push(info.phase.clone());
+                if info.persisted {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    phases.dedup();
+    assert_eq!(phases, ["Pending", "Bound", "Running"]);
+    world.delete("old").await;
+    loop {
+        if let Event::Removed(info) = next(&mut watch).await {
+            assert_eq!((info.sandbox_id.as_str(), info.namespace.as_str()), ("old", "default"));
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_one_name_hears_of_no_other() {
+    let world = World::new(1).await;
+    let request = WatchRequest { sandbox_id: "b".into(), ..Default::default() };
+    let mut watch = world.client.clone().watch(request).await.unwrap().into_inner();
+    assert_eq!(next(&mut watch).await, Event::Synced(true));
+    world.create("a").await;
+    world.create("b").await;
+    assert!(matches!(next(&mut watch).await, Event::Changed(info) if info.sandbox_id == "b"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_is_too_slow_is_sent_everything_again() {
+    let world = World::with(1, &[], |agent| agent.state().info.capacity = 0).await;
+    world.create("first").await;
+    let mut watch = world.client.clone().watch(WatchRequest::default()).await.unwrap().into_inner();
+    let core = world.controller.as_ref().unwrap().core().clone();
+    // Fills what lies between the table and this client, who does not read.
+    let claim = core.table.get(&fsb_controller::claims::Key::new("default", "first")).unwrap().0;
+    let mut big = (*claim).clone();
+    big.labels.insert("big".into(), "x".repeat(10_000));
+    let big = std::sync::Arc::new(big);
+    for _ in 0..20_000 {
+        core.table.tell(fsb_controller::claims::Change::Changed { claim: big.clone(), persisted: true });
+    }
+    world.create("last").await;
+    let mut synced = 0;
+    let mut seen = false;
+    while synced < 2 || !seen {
+        match next(&mut watch).await {
+            Event::Synced(_) => synced += 1,
+            Event::Changed(info) => seen |= info.sandbox_id == "last",
+            Event::Removed(_) => {}
+        }
+    }
+    assert!(core.metrics.watch_resyncs.get() >= 1);
+}
+
+async fn lines(world: &World, request: LogsRequest) -> Result<Vec<String>, tonic::Status> {
+    let mut stream = world.client.clone().logs(request).await?.into_inner();
+    let mut lines = Vec::new();
+    while let Some(chunk) = stream.message().await? {
+        lines.extend(chunk.lines.into_iter().map(|line| String::from_utf8(line.text.to_vec()).unwrap()));
+    }
+    Ok(lines)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_come_from_the_instance_that_is_asked_for() {
+    let world = World::new(1).await;
+    world.create("a").await;
+    let of = |previous| LogsRequest { sandbox_id: "a".into(), previous, ..Default::default() };
+    let first = world.get("a").await.unwrap().instance_id;
+    assert_eq!(lines(&world, of(false)).await.unwrap()[9], format!("{first} 9"));
+    assert_eq!(lines(&world, of(true)).await.unwrap_err().code(), Code::NotFound);
+    world.reset("a", "2030-01-01T00:00:00Z").await;
+    let second = world.until("a", "new", |info| info.phase == "Running" && info.instance_id != first).await.instance_id;
+    assert_eq!(lines(&world, of(false)).await.unwrap()[0], format!("{second} 0"));
+    assert_eq!(lines(&world, of(true)).await.unwrap()[0], format!("{first} 0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_whose_agent_is_away_is_unavailable_with_a_sentence() {
+    let mut world = World::new(1).await;
+    world.create("a").await;
+    world.agents[0].kill();
+    world.until_phase("a", "Lost").await;
+    let request = LogsRequest { sandbox_id: "a".into(), ..Default::default() };
+    let status = lines(&world, request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("agent-1"), "{}", status.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_ends_with_the_controller() {
+    let mut world = World::new(1).await;
+    world.create("a").await;
+    let request = LogsRequest { sandbox_id: "a".into(), follow: true, ..Default::default() };
+    let mut stream = world.client.clone().logs(request).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    let reader = tokio::spawn(async move { while let Ok(Some(_)) = stream.message().await {} });
+    world.stop().await;
+    tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_listed_with_their_capacity_and_use() {
+    let mut world = World::new(2).await;
+    world.create("a").await;
+    world.agents[1].kill();
+    let core = world.controller.as_ref().unwrap().core().clone();
+    super::world::eventually("the broken stream is seen", || core.agents.healthy() == 1).await;
+    let items = world.client.clone().list_agents(ListAgentsRequest {}).await.unwrap().into_inner().items;
+    assert_eq!(items.iter().map(|agent| agent.name.as_str()).collect::<Vec<_>>(), ["agent-1", "agent-2"]);
+    assert_eq!(items.iter().map(|agent| agent.used).sum::<i32>(), 1);
+    assert_eq!(items.iter().map(|agent| (agent.capacity, agent.healthy)).collect::<Vec<_>>(), [(5, true), (5, false)]);
+}
