@@ -55,6 +55,9 @@ pub enum Error {
     /// The registry refused, is not reachable, or sent something wrong.
     #[error("cannot pull {reference}: {why}")]
     Registry { reference: String, why: String },
+    /// The program ends before the work is done.
+    #[error("the program is shutting down")]
+    ShuttingDown,
     /// The failure of a pull that several callers waited for.
     #[error(transparent)]
     Shared(Arc<Error>),
@@ -91,7 +94,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Platform { .. } => ErrorKind::Unusable,
             Self::NoSpace { .. } => ErrorKind::NoSpace,
-            Self::Registry { .. } => ErrorKind::Unavailable,
+            Self::Registry { .. } | Self::ShuttingDown => ErrorKind::Unavailable,
             Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::Io { .. } => ErrorKind::Internal,
             Self::Shared(error) => error.kind(),

@@ -1,6 +1,7 @@
 //! An image as the agent needs it.
 
 use crate::error::{Error, Result};
+use crate::reference::Reference;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -19,6 +20,15 @@ pub struct Image {
     pub size_bytes: u64,
     /// When it came to this node, in Unix milliseconds.
     pub created_ms: i64,
+}
+
+impl Image {
+    /// All that it is known by: its digest, and each of its names in every spelling that means the same (`busybox`).
+    pub fn names(&self) -> Vec<String> {
+        let spellings =
+            self.references.iter().filter_map(|name| Reference::parse(name).ok()).flat_map(|r| r.spellings());
+        std::iter::once(self.digest.clone()).chain(spellings).collect()
+    }
 }
 
 /// The part of an image's configuration that starting it needs.
@@ -63,7 +73,7 @@ impl Import {
     /// Checks every rule that needs no image.
     pub(crate) fn validate(&self) -> Result<()> {
         for env in &self.env {
-            if !env.split_once('=').is_some_and(|(key, _)| !key.is_empty()) {
+            if env.split_once('=').is_none_or(|(key, _)| key.is_empty()) {
                 return Err(Error::Invalid(format!("env {env:?} must be KEY=VALUE")));
             }
         }

@@ -62,7 +62,7 @@ pub(crate) struct Pulls(Mutex<HashMap<String, watch::Receiver<State>>>);
 #[derive(Debug, Clone)]
 enum State {
     Running(Progress),
-    Done(Result<Image, Arc<Error>>),
+    Done(Result<Box<Image>, Arc<Error>>),
 }
 
 pub(crate) async fn pull(
@@ -84,7 +84,7 @@ pub(crate) async fn pull(
         let now = state.borrow_and_update().clone();
         match now {
             State::Running(now) => progress(now),
-            State::Done(result) => return result.map_err(Error::Shared),
+            State::Done(result) => return result.map(|image| *image).map_err(Error::Shared),
         }
         if state.changed().await.is_err() {
             return Err(Error::Registry { reference: reference.to_owned(), why: "the pull was broken off".into() });
@@ -111,7 +111,7 @@ fn watch(store: &Store, reference: Reference, policy: PullPolicy) -> watch::Rece
             tracing::warn!(image = %reference, %error, "a pull failed");
         }
         store.pulls().0.lock().unwrap_or_else(|e| e.into_inner()).remove(&key);
-        state.send_replace(State::Done(pulled.map_err(Arc::new)));
+        state.send_replace(State::Done(pulled.map(Box::new).map_err(Arc::new)));
     });
     watching
 }
@@ -402,6 +402,7 @@ fn explain(error: &OciDistributionError) -> String {
             let codes: Vec<String> = envelope.errors.iter().map(|e| format!("{:?} {}", e.code, e.message)).collect();
             format!("the registry says: {}; hint: check the name and the credentials", codes.join(", "))
         }
+        OciDistributionError::DigestError(error) => format!("the registry sent something else: {error}"),
         other => chain(other),
     }
 }

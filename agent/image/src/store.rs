@@ -143,9 +143,15 @@ impl Store {
         .await
     }
 
-    /// The ids of `spec` (`""`, `name`, `uid`, `name:group`, `uid:gid`) in `image`, by Docker's rules.
+    /// The ids of `spec` (`""`, `name`, `uid`, `name:group`, `uid:gid`) in `image`, by Docker's rules. Remembered, so
+    /// the second time is a look-up.
     pub fn lookup_user(&self, image: &Image, spec: &str) -> Result<User> {
-        self.inner.users.lookup(image, spec)
+        Ok(self.inner.users.lookup(image, spec)?.user)
+    }
+
+    /// The home directory of the same user, for HOME where the image's environment has none; `/` if passwd knows none.
+    pub fn lookup_home(&self, image: &Image, spec: &str) -> Result<String> {
+        Ok(self.inner.users.lookup(image, spec)?.home)
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -241,7 +247,7 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::Invalid("the program is shutting down".into())),
+            Err(_) => Err(Error::ShuttingDown),
         },
     }
 }

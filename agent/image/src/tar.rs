@@ -478,6 +478,8 @@ fn pax_time(text: &[u8]) -> Option<(i64, i64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::Limited;
+    use proptest::prelude::*;
 
     #[test]
     fn a_binary_value_with_a_line_break_is_read_whole() {
@@ -517,6 +519,46 @@ mod tests {
             [(&[(0, 5), (4, 5)][..], 20, 10), (&[(0, 30)], 20, 30), (&[(u64::MAX, 2)], u64::MAX, 2), (&[(0, 5)], 5, 4)]
         {
             assert!(check_segments(segments, size, stored).is_err(), "{segments:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_headers_are_read_or_refused(
+            blocks in proptest::collection::vec((any::<u8>(), proptest::collection::vec((0..512usize, any::<u8>()), 0..40)), 0..8)
+        ) {
+            let mut archive = Vec::new();
+            for (kind, changes) in blocks {
+                let mut block = [0u8; BLOCK];
+                block[..4].copy_from_slice(b"name");
+                block[124..135].copy_from_slice(b"00000000017");
+                block[257..263].copy_from_slice(b"ustar ");
+                block[156] = b"01234567SLKxgV"[usize::from(kind) % 14];
+                for (at, byte) in changes {
+                    block[at] = byte;
+                }
+                block[148..156].fill(b' ');
+                let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+                block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                archive.extend(block);
+                archive.extend([b'1'; BLOCK]);
+            }
+            let mut members = Members::new(Limited::new(&archive[..], u64::MAX));
+            let mut last = 0;
+            while let Ok(Some(member)) = members.next() {
+                prop_assert!(member.position > last && member.position <= archive.len() as u64);
+                last = member.position;
+                let mut end = 0;
+                let read = members.data(&member, |offset, bytes| {
+                    assert!(offset >= end, "pieces in order");
+                    end = offset + bytes.len() as u64;
+                    Ok::<(), ()>(())
+                });
+                prop_assert!(end <= member.size);
+                if read.is_err() {
+                    break;
+                }
+            }
         }
     }
 

@@ -376,10 +376,17 @@ impl Unpacker<'_> {
                 Ok(()) => {}
                 // The store's file system has none; containerd passes over it too.
                 Err(Errno::EOPNOTSUPP) => {}
+                Err(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => return Err(self.bad_xattr(member)),
+                // ext4 says so when the inode's attribute block is full too, and that has at most 4 KiB.
+                Err(Errno::ENOSPC) if value.len() > 3000 => return Err(self.bad_xattr(member)),
                 Err(errno) => return Err(self.failed("set an attribute of", member, errno)),
             }
         }
         Ok(())
+    }
+
+    fn bad_xattr(&self, member: &Member) -> Error {
+        refused(&member.name, "one of its extended attributes is malformed or too large".into())
     }
 
     fn open_for_xattrs(&self, parent: &OwnedFd, name: &OsStr, member: &Member) -> Result<OwnedFd> {

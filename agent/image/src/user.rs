@@ -14,13 +14,24 @@ const MAX_REMEMBERED: usize = 1024;
 /// Ids go up to here in Docker too.
 const MAX_ID: u32 = i32::MAX as u32;
 
+/// A user of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) user: User,
+    /// Absolute.
+    pub(crate) home: String,
+}
+
+/// By image and spec.
+type Remembered = HashMap<String, HashMap<String, Known>>;
+
 /// Looks users up, and remembers them: an image never changes.
 #[derive(Debug, Default)]
-pub(crate) struct Users(Mutex<HashMap<String, HashMap<String, User>>>);
+pub(crate) struct Users(Mutex<Remembered>);
 
 impl Users {
-    pub(crate) fn lookup(&self, image: &Image, spec: &str) -> Result<User> {
-        let remembered = |users: &HashMap<String, HashMap<String, User>>| users.get(&image.digest)?.get(spec).cloned();
+    pub(crate) fn lookup(&self, image: &Image, spec: &str) -> Result<Known> {
+        let remembered = |users: &Remembered| users.get(&image.digest)?.get(spec).cloned();
         if let Some(user) = remembered(&self.0.lock().unwrap_or_else(|e| e.into_inner())) {
             return Ok(user);
         }
@@ -38,7 +49,7 @@ impl Users {
 
 /// `user[:group]`, each a name or an id; nothing = id 0. A user that passwd knows brings its group, and without
 /// `:group` the groups that list it. A bare id that passwd does not know has group 0.
-fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User> {
+fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Known> {
     let failed = |why: String| Error::User { spec: spec.to_owned(), why };
     let (user, wanted_group) = spec.split_once(':').unwrap_or((spec, ""));
     let (passwd, group) = (String::from_utf8_lossy(passwd), String::from_utf8_lossy(group));
@@ -74,7 +85,8 @@ fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User> {
         groups.sort_unstable();
         groups.dedup();
     }
-    Ok(User { uid, gid, groups })
+    let home = known.map(|account| account.home).filter(|home| home.starts_with('/')).unwrap_or("/").to_owned();
+    Ok(Known { user: User { uid, gid, groups }, home })
 }
 
 /// A word of digits as an id; `None` = it is a name.
@@ -90,6 +102,7 @@ struct Account<'l> {
     name: &'l str,
     id: u32,
     gid: u32,
+    home: &'l str,
 }
 
 impl<'l> Account<'l> {
@@ -98,7 +111,8 @@ impl<'l> Account<'l> {
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         fields.next()?;
         let mut number = || id(fields.next()?).ok()?;
-        Some(Self { name, id: number()?, gid: number()? })
+        let (id, gid) = (number()?, number()?);
+        Some(Self { name, id, gid, home: fields.nth(1).unwrap_or_default() })
     }
 }
 
@@ -132,7 +146,7 @@ mod tests {
     const GROUP: &[u8] = b"root:x:0:\nwheel:x:10:root,me\nusers:x:100:\naudio:x:29:me\n";
 
     fn ids(spec: &str) -> (u32, u32, Vec<u32>) {
-        let user = find(spec, PASSWD, GROUP).unwrap();
+        let user = find(spec, PASSWD, GROUP).unwrap().user;
         (user.uid, user.gid, user.groups)
     }
 
@@ -146,11 +160,13 @@ mod tests {
         assert_eq!(ids("me:wheel"), (1000, 10, vec![]));
         assert_eq!(ids("5:6"), (5, 6, vec![]));
         assert_eq!(ids(":wheel"), (0, 10, vec![]));
+        assert_eq!(find("", PASSWD, GROUP).unwrap().home, "/root");
     }
 
     #[test]
     fn an_image_without_these_files_has_numbers_only() {
-        assert_eq!(find("5", b"", b"").unwrap(), User { uid: 5, gid: 0, groups: vec![] });
+        let user = User { uid: 5, gid: 0, groups: vec![] };
+        assert_eq!(find("5", b"", b"").unwrap(), Known { user, home: "/".into() });
         assert!(find("me", b"", b"").unwrap_err().to_string().contains("no user \"me\""));
     }
 

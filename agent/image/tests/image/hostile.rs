@@ -117,6 +117,9 @@ fn numbers_that_cannot_be_are_refused() {
     fixture.refuses(&behind(|t| t.device(EntryType::Char, "w", 0, 0)), "overlayfs's own mark");
     fixture.refuses(&behind(|t| t.device(EntryType::Char, "w", 1 << 20, 0)), "device number");
     fixture.refuses(&behind(|t| t.pax(&[("size", b"18446744073709551615")]).file("f", b"x")), "corrupt");
+    let attribute = |key: &'static str, value: &'static [u8]| behind(move |t| t.pax(&[(key, value)]).file("f", b"x"));
+    fixture.refuses(&attribute("SCHILY.xattr.security.capability", b"no"), "extended attributes");
+    fixture.refuses(&attribute("SCHILY.xattr.user.a", &[b'x'; 70_000]), "extended attributes");
     let mut broken = behind(|t| t);
     broken[600] ^= 1;
     fixture.refuses(&broken, "checksum");
@@ -207,7 +210,7 @@ fn a_full_disk_is_named_and_nothing_half_stays() {
         let error = store.import_blocking(&path, &import).unwrap_err();
         assert!(matches!(error, Error::NoSpace { .. }), "{error}");
         assert!(error.to_string().contains("hint: remove images"), "{error}");
-        assert_eq!(store.list().unwrap(), [before.clone()]);
+        assert_eq!(store.list().unwrap(), std::slice::from_ref(&before));
         for (part, left) in [("tmp", 0), ("trash", 0), ("layers", 1)] {
             assert_eq!(fs::read_dir(disk.0.path().join("store").join(part)).unwrap().count(), left, "{part}");
         }

@@ -140,7 +140,7 @@ async fn a_registry_that_sends_something_else_is_refused() {
     let by_digest = registry.reference(&format!("app@{manifest}"));
     registry.fault(&manifest, Fault::Wrong(self::image(b"2").manifest().0));
     let error = fixture.store.pull(&by_digest, Missing, silent).await.unwrap_err();
-    fixture.check_refusal(&error, "corrupt");
+    fixture.check_refusal(&error, "the registry sent something else");
     // Nothing of all that stands in the way of an honest pull.
     fixture.store.pull(&reference, Missing, silent).await.unwrap();
 }

@@ -56,7 +56,8 @@ fn wait_for_line(child: &mut Child, line: &str) {
 #[test]
 fn threads_and_processes_that_import_the_same_image_at_once_share_its_layers() {
     let fixture = Fixture::new();
-    let big = Tar::new().file("noise", &(0..4u32 << 20).map(|i| (i * i >> 7) as u8).collect::<Vec<_>>()).bytes();
+    let big =
+        Tar::new().file("noise", &(0..4u32 << 20).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect::<Vec<_>>()).bytes();
     let image = Image::new(vec![rootfs(), gzip_layers(big)]);
     let path = fixture.write(&tar_of(&image.oci_files(None)));
     let processes: Vec<Child> = (0..3).map(|_| process("import_in_another_process", &fixture.path(), &path)).collect();
