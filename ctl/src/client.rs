@@ -85,11 +85,7 @@ pub(crate) fn request<T>(message: T, deadline: Duration) -> Request<T> {
 
 /// What a user is told about a call that failed. A hint that the server gives goes before one of ours.
 pub(crate) fn failure(settings: &Settings, status: &Status) -> Failure {
-    let message = status.message().trim();
-    let (what, theirs) = match message.split_once("hint: ") {
-        Some((what, hint)) => (what.trim_end_matches([' ', '\n', ';', '(', ',']), Some(hint.trim_end_matches(')'))),
-        None => (message, None),
-    };
+    let (what, theirs) = split_hint(status.message());
     let from_transport = std::error::Error::source(status).is_some();
     let failure = match status.code() {
         Code::Unavailable | Code::Unknown if from_transport => {
@@ -110,6 +106,26 @@ pub(crate) fn failure(settings: &Settings, status: &Status) -> Failure {
     match theirs {
         Some(hint) => failure.hint(hint),
         None => failure,
+    }
+}
+
+/// What an agent of the local node refused: it knows images, not sandboxes.
+pub(crate) fn image_failure(settings: &Settings, status: &Status) -> Failure {
+    let failure = failure(settings, status);
+    if status.code() == Code::NotFound && split_hint(status.message()).1.is_none() {
+        return failure.hint("fsb-ctl image ls");
+    }
+    failure
+}
+
+/// Takes a message with a hint in it apart. What stands in parentheses after the hint says where it happened, for logs.
+pub(crate) fn split_hint(message: &str) -> (&str, Option<&str>) {
+    match message.trim().split_once("hint: ") {
+        Some((what, hint)) => {
+            let hint = hint.split_once(" (while ").map_or(hint, |(hint, _)| hint);
+            (what.trim_end_matches([' ', '\n', ';', '(', ',']), Some(hint.trim_end_matches([')', '.'])))
+        }
+        None => (message.trim(), None),
     }
 }
 
@@ -143,6 +159,9 @@ mod tests {
         assert_eq!((told.what.as_str(), told.hint.as_deref()), ("no sandbox x", Some("look elsewhere")));
         let told = failure(&settings(), &Status::not_found("no sandbox x"));
         assert_eq!(told.hint.as_deref(), Some("fsb-ctl list -n default"));
+        let told = failure(&settings(), &Status::unknown("x is y; hint: do z (while looking for it)"));
+        assert_eq!((told.what.as_str(), told.hint.as_deref()), ("x is y", Some("do z")));
+        assert_eq!(image_failure(&settings(), &Status::not_found("x")).hint.as_deref(), Some("fsb-ctl image ls"));
     }
 
     #[test]

@@ -86,10 +86,10 @@ struct Import {
 
 pub(crate) async fn run(args: Args, settings: &Settings) -> Result<u8> {
     let (mut agent, settings) = connect(settings).await?;
-    let refused = |status| client::failure(&settings, &status);
+    let refused = |status| client::image_failure(&settings, &status);
     match args.what {
         What::Import(import) => {
-            let (path, _spooled) = readable(&import.path)?;
+            let (path, _spooled) = readable(&import.path, &Dirs::of(settings.root.as_deref()).state)?;
             let request = ImportImageRequest {
                 path,
                 reference: import.name.unwrap_or_default(),
@@ -163,8 +163,9 @@ async fn connect(settings: &Settings) -> Result<(AgentServiceClient<Channel>, Se
     Err(Failure::new(what).hint("images are the local node's: `fsb-ctl local up` starts it, --root names another"))
 }
 
-/// The absolute path of what is to be imported; stdin is written to a file that lives as long as the second value.
-fn readable(path: &Path) -> Result<(String, Option<tempfile::NamedTempFile>)> {
+/// The absolute path of what is to be imported; stdin is written to a file that lives as long as the second value. On
+/// the node's disk where we may: the usual place for such files is often memory.
+fn readable(path: &Path, state: &Path) -> Result<(String, Option<tempfile::NamedTempFile>)> {
     let name = |path: &Path| {
         path.to_str().map(str::to_owned).ok_or_else(|| Failure::usage(format!("{}: not UTF-8", path.display())))
     };
@@ -172,11 +173,10 @@ fn readable(path: &Path) -> Result<(String, Option<tempfile::NamedTempFile>)> {
         if std::io::stdin().is_terminal() {
             return Err(Failure::usage("stdin is a terminal").hint("fsb-ctl image import - < image.tar"));
         }
-        let mut file = tempfile::Builder::new()
-            .prefix("fsb-import-")
-            .suffix(".tar")
-            .tempfile()
-            .context(|| "cannot make a file for stdin".into())?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".import-").suffix(".tar");
+        let file = builder.tempfile_in(state).or_else(|_| builder.tempfile());
+        let mut file = file.context(|| "cannot make a file for stdin".into())?;
         std::io::copy(&mut std::io::stdin().lock(), &mut file).context(|| "cannot read stdin".into())?;
         return Ok((name(file.path())?, Some(file)));
     }

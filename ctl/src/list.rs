@@ -63,7 +63,11 @@ pub(crate) async fn get(args: GetArgs, settings: &Settings) -> Result<u8> {
 /// Shows one sandbox.
 pub(crate) fn show_one(format: Format, info: SandboxInfo) -> Result<()> {
     let view = View::from(info);
-    output::show(format, &view, |wide| rows(std::slice::from_ref(&view), wide, false))
+    output::show(format, &view, |wide| rows(std::slice::from_ref(&view), wide, false))?;
+    if matches!(format, Format::Table | Format::Wide) && !view.message.is_empty() {
+        eprintln!("{}: {}", or_dash(&view.reason), view.message);
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]

@@ -125,7 +125,9 @@ fn verdict(info: &SandboxInfo) -> Result<u8> {
         }
         (_, Some(code)) => {
             if matches!(info.reason.as_str(), "OOMKilled" | "StartError") {
-                output::warning(&format!("{name}: {}: {why}", info.reason));
+                let (what, hint) = client::split_hint(why);
+                output::warning(&format!("{name}: {}: {what}", info.reason));
+                hint.into_iter().for_each(output::hint);
             }
             Ok(code.clamp(0, 255) as u8)
         }

@@ -296,6 +296,20 @@ fn a_dead_keeper_comes_back_as_an_empty_agent_and_the_others_do_not_notice() {
 }
 
 #[test]
+fn two_that_start_a_node_in_the_same_moment_both_get_the_one_node() {
+    let Some(node) = Node::new() else { return };
+    let start = || {
+        let mut command = node.command(&["local", "up", "--agents", "2"]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+    };
+    for up in [start(), start(), start()] {
+        let output = up.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+    assert!(alive(node.supervisor()) && alive(node.keeper("agent-1")) && alive(node.controller_pid()));
+}
+
+#[test]
 fn a_new_supervisor_goes_on_with_what_the_dead_one_left() {
     let Some(node) = Node::new() else { return };
     node.up("--agents 2");

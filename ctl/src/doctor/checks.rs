@@ -26,6 +26,7 @@ pub(crate) fn all(dirs: &Dirs) -> Vec<Finding> {
         &read("/sys/fs/cgroup/cgroup.controllers"),
     ));
     findings.extend(programs_found());
+    findings.push(firewall(&program::run("nft", ["list", "chains", "ip"]).unwrap_or_default()));
     findings.push(namespaces());
     findings.push(overlay(&dirs.state));
     findings.push(disk(&dirs.state));
@@ -141,6 +142,20 @@ fn programs_found() -> Vec<Finding> {
         check("util-linux", &["unshare", "nsenter"], "util-linux", true),
         check("nft", &["nft"], "nftables", false),
     ]
+}
+
+/// Our own rules accept what is forwarded, but a packet has to pass everybody's.
+fn firewall(chains: &str) -> Finding {
+    let drops = |line: &&str| line.contains("hook forward") && line.contains("policy drop");
+    if chains.lines().any(|line| drops(&line)) {
+        return Finding::warning(
+            "firewall",
+            "another table drops what is forwarded",
+            "accept 10.213.0.0/16 there (with Docker: iptables -I DOCKER-USER -j ACCEPT -s 10.213.0.0/16, and -d), \
+             or start with --no-egress",
+        );
+    }
+    Finding::ok("firewall", "nobody drops what is forwarded")
 }
 
 fn namespaces() -> Finding {
@@ -266,6 +281,14 @@ mod tests {
         assert_eq!(verdict(io_uring("2\n")), Warning);
         assert_eq!(verdict(io_uring("0\n")), Ok);
         assert_eq!(verdict(io_uring("")), Ok);
+    }
+
+    #[test]
+    fn a_firewall_that_drops_forwarded_packets_is_a_warning() {
+        let chain =
+            "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}";
+        assert_eq!(verdict(firewall(chain)), Warning);
+        assert_eq!(verdict(firewall(&chain.replace("drop", "accept"))), Ok);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) fn start(dirs: &Dirs, node: &Node) -> Result<(Child, Process)> {
         .env_clear()
         .envs(environment::of_controller(dirs))
         .current_dir("/")
+        // Ctrl-C at a supervisor in the foreground is for the supervisor alone.
+        .process_group(0)
         .stdin(Stdio::null())
         .spawn()
         .context(|| format!("cannot start {}", path.display()))?;

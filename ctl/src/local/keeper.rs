@@ -23,6 +23,8 @@ pub(crate) fn start(dirs: &Dirs, node: &Node, agent: &Agent) -> Result<(Child, K
         .env_clear()
         .envs(environment::of_keeper(dirs, node, agent))
         .current_dir("/")
+        // Ctrl-C at a supervisor in the foreground is for the supervisor alone.
+        .process_group(0)
         .stdin(Stdio::null())
         .spawn()
         .context(|| format!("cannot start {}", keeper.display()))?;

@@ -18,6 +18,8 @@ use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
+/// The exit code of a supervisor that found another one: `local up` then waits for that one.
+pub(crate) const TAKEN: u8 = 3;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(100);
 const BACK_OFF_MOST: Duration = Duration::from_secs(10);
 /// Whoever lived that long was well.
@@ -38,7 +40,8 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
         std::fs::create_dir_all(directory).context(|| format!("cannot make {}", directory.display()))?;
     }
     let mut lock = Lock::take(&dirs.lock(), Duration::ZERO)?.ok_or_else(|| {
-        Failure::new("this node has a supervisor already").hint(format!("fsb-ctl local status{}", dirs.flag()))
+        let taken = Failure::new("this node has a supervisor already");
+        Failure { code: TAKEN, ..taken.hint(format!("fsb-ctl local status{}", dirs.flag())) }
     })?;
     let own = serde_json::to_string(&Process::current()).context(|| "cannot write down the supervisor".into())?;
     lock.write(&own)?;

@@ -2,6 +2,7 @@
 
 use super::agents::Flags;
 use super::dirs::Dirs;
+use super::supervisor::TAKEN;
 use super::{down, lock, program};
 use crate::client;
 use crate::config::{Endpoint, Settings};
@@ -98,7 +99,11 @@ async fn wait(
     let until = Instant::now() + DEADLINE;
     loop {
         if let Some(Ok(Some(status))) = supervisor.as_mut().map(|child| child.try_wait()) {
-            return Err(format!("the supervisor has ended ({status})"));
+            if status.code() != Some(i32::from(TAKEN)) {
+                return Err(format!("the supervisor has ended ({status})"));
+            }
+            // Somebody else started the node in the same moment.
+            supervisor = None;
         }
         // A node whose supervisor was killed answers as well; it is up when the new one has taken it over.
         let ours = supervisor.as_ref().map(|child| child.id() as i32);
