@@ -88,3 +88,30 @@ fn what_must_not_meet_does_not_meet() {
         }
     }
 }
+
+/// Every file of the tests and sources below a folder.
+fn sources(dir: &std::path::Path, text: &mut String) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some("target" | ".git") | None => {}
+            Some(_) if path.is_dir() => sources(&path, text),
+            Some(name) if name.ends_with(".rs") => text.push_str(&std::fs::read_to_string(&path).unwrap()),
+            Some(_) => {}
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_specification_names_exists() {
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut text = String::new();
+    sources(root, &mut text);
+    let specification = std::fs::read_to_string(root.join("SPECIFICATION.md")).unwrap();
+    let named = specification.split('`').skip(1).step_by(2);
+    let tests: Vec<&str> = named.filter(|name| name.matches('_').count() > 2 && !name.contains(' ')).collect();
+    assert!(tests.len() > 30, "{tests:?}");
+    for test in tests {
+        assert!(text.contains(&format!("fn {test}(")), "no test is called {test}");
+    }
+}
