@@ -246,12 +246,16 @@ impl Tree {
     }
 }
 
-/// Opens the file of each directory through which a process joins it. A process that writes "0" moves itself; the
-/// permission checked is that of the opener (kernel commit 1756d7994ad8).
+/// Opens the file of each directory through which a single-threaded process joins it. A process that writes "0" moves
+/// itself; the permission checked is that of the opener (kernel commit 1756d7994ad8).
+///
+/// On v1 that file is `tasks`: a thread that moves itself there needs no lock against forks, where `cgroup.procs` takes
+/// `cgroup_threadgroup_rwsem` for writing and so waits for an RCU grace period, 5–30 ms on a busy machine (kernel commit
+/// 9a3284fad42f).
 pub fn procs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     dirs.iter()
         .map(|dir| {
-            let path = dir.join("cgroup.procs");
+            let path = dir.join(if is_v2(dir) { "cgroup.procs" } else { "tasks" });
             let file = std::fs::OpenOptions::new().write(true).open(&path).map_err(|error| named(&path, error))?;
             Ok(file.into())
         })
