@@ -123,9 +123,12 @@ impl Agent {
         Ok(state.to_wire())
     }
 
-    /// How many paused containers there are of an image, by the name it was first used by.
+    /// How many paused containers there are of an image, under any of its names.
     pub fn stock(&self, image: &str) -> usize {
-        self.pool.report().iter().filter(|entry| entry.image == image).map(|entry| entry.paused as usize).sum()
+        match self.images.store.resolve(image) {
+            Ok(Some(image)) => self.pool.count(&image.digest),
+            _ => 0,
+        }
     }
 
     /// Done when the keeper is gone, and with it every sandbox of this agent.

@@ -135,6 +135,7 @@ impl Agent {
         let recipe = self.images.recipe(&image, user, overlay)?;
         let pin = self.images.store.pin(&image.digest).map_err(|error| image_error(reference, error))?;
         let home = home_of(&image, recipe.user.uid);
+        let name = image.references.first().unwrap_or(&image.digest).clone();
         let config = image.config;
         let env: Vec<String> = config.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let resolved = Arc::new(Resolved {
@@ -144,7 +145,7 @@ impl Agent {
             env: command::base_env(&env, &home),
             working_dir: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir },
             wrapper: self.images.wrapper.clone(),
-            shelf: self.pool.shelf(recipe, reference, pin),
+            shelf: self.pool.shelf(recipe, &name, pin),
         });
         if usual {
             let mut cache = lock(&self.images.cache);

@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 /// The longest gRPC message: a create at the kernel's limit for arguments and environment.
 const LONGEST_MESSAGE: usize = 4 << 20;
@@ -95,7 +96,7 @@ pub async fn serve(agent: Arc<Agent>, listeners: Listeners, stop: CancellationTo
     let service = AgentServiceServer::new(Service(agent.clone()))
         .max_decoding_message_size(LONGEST_MESSAGE)
         .max_encoding_message_size(usize::MAX);
-    let app = tonic::service::Routes::new(service).into_axum_router().merge(http::router(agent));
+    let app = tonic::service::Routes::new(service).into_axum_router().merge(http::router(agent)).fallback(nothing_here);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let unix = accept_unix(listeners.unix, app.clone(), room.clone(), stop.clone());
     match listeners.tcp {
@@ -114,8 +115,24 @@ async fn guard(State(token): State<Arc<str>>, request: Request, next: Next) -> R
     if same(given.as_bytes(), token.as_bytes()) {
         return next.run(request).await;
     }
-    let message = r#"{"success":false,"message":"a bearer token is needed; hint: Authorization: Bearer <token>"}"#;
-    (StatusCode::UNAUTHORIZED, [(header::CONTENT_TYPE, "application/json")], message).into_response()
+    let message = "a bearer token is needed; hint: Authorization: Bearer <token>";
+    refuse(&request, StatusCode::UNAUTHORIZED, Status::unauthenticated(message))
+}
+
+/// For paths that are neither a call nor a page.
+async fn nothing_here(request: Request) -> Response {
+    let message = format!("there is nothing at {}", request.uri().path());
+    refuse(&request, StatusCode::NOT_FOUND, Status::unimplemented(message))
+}
+
+/// An error in the words of whoever asks: a gRPC status, or JSON.
+fn refuse(request: &Request, code: StatusCode, status: Status) -> Response {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
+        return status.into_http();
+    }
+    let body = serde_json::json!({ "success": false, "message": status.message() });
+    (code, axum::Json(body)).into_response()
 }
 
 /// Compares in a time that does not tell how much of it is right.

@@ -16,8 +16,8 @@ use crate::undo::Undo;
 use crate::{lock, now_ms, stop};
 use fsb_host::cgroup::{self, Limits};
 use fsb_host::handoff::{self, Outcome};
+use fsb_host::late;
 use fsb_host::wire::{Binding, Overlay};
-use fsb_host::{late, pidfd};
 use fsb_proto::domain::{
     DEFAULT_GRACE_SECONDS, DEFAULT_MEMORY_BYTES, DEFAULT_NAMESPACE, DEFAULT_PIDS, DEFAULT_RECOVERY_SECONDS,
     FailurePolicy, PullPolicy,
@@ -415,7 +415,7 @@ async fn hand_over(
     timing.done(Stage::Exec);
 
     timing.enter(Stage::Acknowledge);
-    acknowledged(instance, bound, paused).instrument(tracing::debug_span!("acknowledge")).await?;
+    acknowledged(instance, bound).instrument(tracing::debug_span!("acknowledge")).await?;
     timing.done(Stage::Acknowledge);
     Ok(())
 }
@@ -435,20 +435,13 @@ async fn outcome(paused: &Paused) -> io::Result<Outcome> {
     }
 }
 
-/// Waits for the keeper's word that the record is kept. A process that is over already may also have died without
-/// running its program; the keeper, which reads the `started` pipe, knows.
-async fn acknowledged(
-    instance: &Arc<Instance>,
-    bound: oneshot::Receiver<bool>,
-    paused: &Paused,
-) -> Result<(), Failure> {
+/// Waits for the keeper's word that the record is kept and that the program runs. A container that was killed closes
+/// its control end as an execve does; only the keeper, which reads the `started` pipe, can tell.
+async fn acknowledged(instance: &Arc<Instance>, bound: oneshot::Receiver<bool>) -> Result<(), Failure> {
     match bound.await {
         Ok(true) => {}
         Ok(false) => return Err(Failure::Died),
         Err(_) => return Err(Error::Unavailable("the keeper is gone".into()).into()),
-    }
-    if !pidfd::ended(paused.pidfd.as_fd()) {
-        return Ok(());
     }
     let ran = instance
         .until(|state| match (state.seen_started, &state.end) {

@@ -189,6 +189,12 @@ impl Pool {
         shelves.iter().flat_map(|shelf| std::mem::take(&mut lock(&shelf.stock).ready)).collect()
     }
 
+    /// Paused containers of the image with this digest.
+    pub(crate) fn count(&self, digest: &str) -> usize {
+        let shelves = lock(&self.shelves);
+        shelves.values().filter(|shelf| shelf.recipe.image == digest).map(|shelf| shelf.ready()).sum()
+    }
+
     /// Paused containers per image: by name.
     pub(crate) fn report(&self) -> Vec<agent::Stock> {
         let shelves: Vec<Arc<Shelf>> = lock(&self.shelves).values().cloned().collect();

@@ -1,0 +1,124 @@
+//! Stopping, deleting, forgetting.
+
+use crate::node::{Node, claim, eventually, request};
+use fsb_agent::Error;
+use fsb_proto::agent::{Claim, DeleteRequest, InstancePhase};
+
+fn by_id(id: &str, grace: Option<i32>) -> DeleteRequest {
+    DeleteRequest { instance_id: id.into(), grace_period_seconds: grace, remove_logs: true, ..Default::default() }
+}
+
+fn by_claim(claim: Claim) -> DeleteRequest {
+    DeleteRequest { claim: Some(claim), grace_period_seconds: Some(0), remove_logs: true, ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_is_answered_at_once_and_sigkill_comes_after_the_grace_period() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    node.keeper.set(|mood| mood.ignores_term = true);
+    let stubborn = node.agent.start(request("run")).await.unwrap().instance_id;
+    assert!(!node.agent.delete(by_id(&stubborn, Some(1))).await.unwrap());
+    assert_eq!(node.phase(&stubborn), Some(InstancePhase::Stopping));
+    // Nothing waits for it.
+    let other = node.agent.start(request("run")).await.unwrap().instance_id;
+    assert_eq!(node.phase(&stubborn), Some(InstancePhase::Stopping));
+    assert!(!node.agent.delete(by_id(&other, Some(0))).await.unwrap());
+    node.empty().await;
+    assert!(node.agent.delete(by_id(&stubborn, None)).await.unwrap(), "a repeated call says that it is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_comes_first() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let id = node.agent.start(request("run")).await.unwrap().instance_id;
+    let kept = DeleteRequest { instance_id: id.clone(), ..Default::default() };
+    let agent = node.agent.clone();
+    let (ended, _) = tokio::join!(agent.wait_ended(&id), agent.delete(kept));
+    assert_eq!((ended.as_ref().unwrap().exit_code, ended.unwrap().reason.as_str()), (Some(143), "Signaled"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_delete_may_shorten_the_grace_period() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    node.keeper.set(|mood| mood.ignores_term = true);
+    let id = node.agent.start(request("run")).await.unwrap().instance_id;
+    assert!(!node.agent.delete(by_id(&id, Some(3600))).await.unwrap());
+    assert!(!node.agent.delete(by_id(&id, Some(0))).await.unwrap());
+    node.empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_instance_is_kept_until_it_is_forgotten() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let mut request = request("exit 7");
+    request.exposed_ports = vec![80];
+    let id = node.agent.start(request.clone()).await.unwrap().instance_id;
+    node.agent.wait_ended(&id).await.unwrap();
+    assert_eq!(node.used(), 0);
+    let again = node.agent.start(request.clone()).await.unwrap();
+    assert!(again.existed && again.instance_id == id, "a retry of its create gets it, ended or not");
+    eventually("its container is removed", || node.keeper.left_behind() == [format!("{id}.log")]).await;
+    node.agent.delete(by_id(&id, None)).await.unwrap();
+    node.empty().await;
+    let late = node.agent.start(request).await.unwrap_err();
+    assert!(matches!(late.cause, Error::Stale { .. }), "{late}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_deleted_by_uid_and_generation_and_never_comes_back() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let mut two = request("run");
+    two.claim = Some(claim("box", 2));
+    let id = node.agent.start(two.clone()).await.unwrap().instance_id;
+    let stale = node.agent.delete(by_claim(claim("box", 1))).await.unwrap_err();
+    assert!(matches!(stale, Error::Stale { .. }));
+    assert_eq!(node.phase(&id), Some(InstancePhase::Running));
+    assert!(!node.agent.delete(by_claim(claim("box", 2))).await.unwrap());
+    node.empty().await;
+    assert!(node.agent.start(two.clone()).await.is_err());
+    // A delete that comes before its create wins as well.
+    assert!(node.agent.delete(by_claim(claim("late", 1))).await.unwrap());
+    two.claim = Some(claim("late", 1));
+    assert!(matches!(node.agent.start(two).await.unwrap_err().cause, Error::Stale { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_while_it_starts_undoes_the_start() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    node.keeper.set(|mood| mood.ignores_makes = true);
+    let (agent, mut create) = (node.agent.clone(), request("run"));
+    create.claim = Some(claim("box", 1));
+    let within = std::time::Duration::from_millis(300);
+    let start = tokio::spawn(async move { agent.start_within(create, within).await });
+    eventually("it is being created", || node.used() == 1).await;
+    assert!(!node.agent.delete(by_claim(claim("box", 1))).await.unwrap());
+    start.await.unwrap().unwrap_err();
+    node.empty().await;
+    assert!(node.agent.delete(by_claim(claim("box", 1))).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_and_aliases_find_the_newest_instance() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let mut create = request("run");
+    create.alias = "my-alias".into();
+    let name = create.claim.clone().unwrap().name;
+    let id = node.agent.start(create).await.unwrap().instance_id;
+    assert_eq!(node.agent.wait_ended("nobody").await.unwrap_err(), Error::NotFound("sandbox \"nobody\"".into()));
+    node.agent.stop_and_remove("my-alias").await.unwrap();
+    assert_eq!(node.phase(&id), None);
+    assert!(node.agent.delete(by_id(&name, None)).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_sandboxes_leave_nothing_in_memory() {
+    let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
+    for _ in 0..40 {
+        let calls = (0..25).map(|_| async {
+            let id = node.agent.start(request("exit 0")).await.unwrap().instance_id;
+            node.agent.stop_and_remove(&id).await.unwrap();
+        });
+        futures_util::future::join_all(calls).await;
+    }
+    node.empty().await;
+}

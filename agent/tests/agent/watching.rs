@@ -1,0 +1,69 @@
+//! What controllers see, and what happens when they are gone.
+
+use crate::node::{Node, eventually, request};
+use fsb_proto::agent::event::Event;
+use fsb_proto::agent::{CreateRequest, InstancePhase};
+use futures_util::StreamExt;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let first = node.agent.start(request("run")).await.unwrap().instance_id;
+    let mut events = Box::pin(node.agent.watch());
+    let Some(Event::Snapshot(snapshot)) = events.next().await.unwrap().unwrap().event else { panic!("no snapshot") };
+    assert_eq!(snapshot.instances[0].instance_id, first);
+    assert_eq!((snapshot.used_slots, snapshot.agent.unwrap().uid.as_str()), (1, "keeper-1"));
+    node.agent.stop_and_remove(&first).await.unwrap();
+    let (mut phases, mut heartbeat) = (Vec::new(), false);
+    let mut removed = false;
+    while !(removed && heartbeat) {
+        match events.next().await.unwrap().unwrap().event.unwrap() {
+            Event::Instance(instance) => phases.push(instance.phase()),
+            Event::Removed(gone) => {
+                assert_eq!(gone.instance_id, first);
+                removed = true;
+            }
+            Event::Heartbeat(_) => heartbeat = true,
+            _ => {}
+        }
+    }
+    assert_eq!(phases, [InstancePhase::Stopping, InstancePhase::Ended]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_is_too_slow_gets_a_new_snapshot() {
+    let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
+    let mut events = Box::pin(node.agent.watch());
+    events.next().await.unwrap().unwrap();
+    // Each is at least three changes: running, ended, removed.
+    for _ in 0..60 {
+        let calls = (0..25).map(|_| async {
+            let id = node.agent.start(request("exit 0")).await.unwrap().instance_id;
+            node.agent.stop_and_remove(&id).await.unwrap();
+        });
+        futures_util::future::join_all(calls).await;
+    }
+    loop {
+        match events.next().await.unwrap().unwrap().event.unwrap() {
+            Event::Snapshot(snapshot) => break assert!(snapshot.instances.is_empty()),
+            Event::Heartbeat(_) => {}
+            other => panic!("what was missed cannot be told: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_others() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let auto = CreateRequest { failure_policy: 1, recovery_timeout_seconds: 1, ..request("run") };
+    let auto = node.agent.start(auto).await.unwrap().instance_id;
+    let manual = node.agent.start(request("run")).await.unwrap().instance_id;
+    // Nobody ever watched: nobody is missed.
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    assert_eq!(node.phase(&auto), Some(InstancePhase::Running));
+    let mut events = Box::pin(node.agent.watch());
+    events.next().await.unwrap().unwrap();
+    drop(events);
+    eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
+    assert_eq!(node.phase(&manual), Some(InstancePhase::Running));
+}
