@@ -7,7 +7,7 @@ use crate::setup::Ground;
 use crate::store::Store;
 use crate::table::Table;
 use crate::{agent, reaper, retention, spawner, stop};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use fsb_host::cgroup::Tree;
 use fsb_host::paths::Paths;
 use std::cell::{Cell, RefCell};
@@ -15,7 +15,7 @@ use std::fs::File;
 use std::rc::Rc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
+use tokio::task::JoinSet;
 
 /// Everything. No borrow of a cell is held across an await or a call that may drain a socket.
 pub(crate) struct Keeper {
@@ -65,15 +65,18 @@ pub(crate) async fn run(settings: Settings, ground: Ground, logs: Logs) -> anyho
         stopping: Cell::new(false),
         _lock: ground.lock,
     });
-    spawn_local(reaper::run(keeper.clone(), child_ended));
-    spawn_local(retention::run(keeper.clone()));
-    spawn_local(spawner::run(keeper.clone()));
-    spawn_local(spawner::watch(keeper.clone()));
-    spawn_local(agent::run(keeper.clone()));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let mut tasks = JoinSet::new();
+    tasks.spawn_local(reaper::run(keeper.clone(), child_ended));
+    tasks.spawn_local(retention::run(keeper.clone()));
+    tasks.spawn_local(spawner::run(keeper.clone()));
+    tasks.spawn_local(spawner::watch(keeper.clone()));
+    tasks.spawn_local(agent::run(keeper.clone()));
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        // Half a keeper is worse than none: whoever watches this process starts a whole one.
+        ended = tasks.join_next() => Err(anyhow!("a task of the keeper has ended: {ended:?}")),
+    };
     stop::run(&keeper).await;
-    Ok(())
+    result
 }

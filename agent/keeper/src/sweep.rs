@@ -81,7 +81,8 @@ pub(crate) fn before_start(paths: &Paths, tree: &Tree) {
         info!(sandboxes = ids.len(), "an earlier keeper left sandboxes: they are removed");
     }
     for id in &ids {
-        for pid in cgroup::processes(&tree.sandbox(id)) {
+        // 0 stands for a process of another pid namespace, and to kill(2) for our own process group.
+        for pid in cgroup::processes(&tree.sandbox(id)).into_iter().filter(|pid| *pid > 0) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

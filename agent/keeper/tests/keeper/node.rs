@@ -215,32 +215,28 @@ impl Drop for Node {
         let end = Instant::now() + DEADLINE;
         for id in self.tree.list() {
             while cgroup::remove(&self.tree.sandbox(&id), Duration::ZERO).is_err() && Instant::now() < end {
-                for pid in cgroup::processes(&self.tree.sandbox(&id)) {
+                for pid in cgroup::processes(&self.tree.sandbox(&id)).into_iter().filter(|pid| *pid > 0) {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        let devices = self.tree.dir("memory").map(|dir| dir.to_string_lossy().replacen("/memory", "/devices", 1));
-        for dir in self
-            .tree
-            .dirs()
-            .map(|(_, dir)| dir.to_owned())
-            .chain(own_devices(&self.cgroup))
-            .chain(devices.map(PathBuf::from))
-        {
-            let parent = dir.parent().unwrap().to_owned();
-            let all = [dir.join("daemons"), dir.join("sandboxes"), dir, parent];
-            let _ = cgroup::remove(&all, Duration::from_secs(2));
+        for dir in self.tree.dirs().map(|(_, dir)| dir.to_owned()).chain(self.tree.devices().map(Path::to_owned)) {
+            let mut below = Vec::new();
+            directories(dir.parent().unwrap(), &mut below);
+            let _ = cgroup::remove(&below, Duration::from_secs(2));
         }
     }
 }
 
-/// The directory of the `devices` hierarchy, which a [`Tree`] keeps to itself.
-fn own_devices(below: &str) -> Option<PathBuf> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
-    let path = own.lines().find_map(|line| line.split_once(":devices:").map(|(_, path)| path.to_owned()))?;
-    Some(Path::new("/sys/fs/cgroup/devices").join(path.trim_start_matches('/')).join(below))
+/// `dir` and all below it, the deepest first.
+fn directories(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            directories(&entry.path(), found);
+        }
+    }
+    found.push(dir.to_owned());
 }
 
 /// The agent's end of its socket, and the process that stands for it.

@@ -167,10 +167,10 @@ fn the_kernels_oom_killer_is_told_apart_from_other_signals() {
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let hungry = node.paused(&agent);
-    let limits = cgroup::Limits { memory_bytes: 16 << 20, pids: 100, cpu_millis: None };
+    let limits = cgroup::Limits { memory_bytes: 32 << 20, pids: 100, cpu_millis: None };
     cgroup::set_limits(&node.tree.sandbox(&hungry.id), &limits, None).unwrap();
     agent.bind(&hungry.id, "claim");
-    hungry.hand_off(&["tail", "/dev/zero"]);
+    hungry.hand_off(&["sh", "-c", "x=aaaaaaaa; while :; do x=$x$x; done"]);
     let end = agent.ended(&hungry.id);
     assert_eq!((end.signal, end.oom_killed), (Some(Signal::SIGKILL as i32), true));
     let killed = node.start_shell(&agent, "sleep 1000");

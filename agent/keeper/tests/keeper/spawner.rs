@@ -95,3 +95,17 @@ fn failures_and_bad_requests_are_answered() {
     agent.make(&paused.id, "plain");
     assert_eq!(agent.make_failed(&paused.id).stage, "request");
 }
+
+#[test]
+fn a_spawner_that_hangs_is_replaced() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let half = node.id();
+    agent.make(&half, "half");
+    assert_eq!(agent.make_failed(&half).stage, "spawner");
+    assert!(node.stderr().contains("the spawner has not answered"));
+    node.paused(&agent);
+}

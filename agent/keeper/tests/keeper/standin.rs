@@ -1,7 +1,7 @@
 //! Programs that the keeper starts in these tests: this test executable itself, told by `--exact` which one it is.
 //! Run as tests they do nothing.
 
-use fsb_host::cgroup::{self, Tree};
+use fsb_host::cgroup::Tree;
 use fsb_host::wire::{self, FromSpawner, How, Made, MakeFailed, ToSpawner};
 use fsb_host::{pidfd, process, socket};
 use nix::sys::socket::MsgFlags;
@@ -91,8 +91,8 @@ fn spawner() {
         }
         process::reap(launcher).unwrap();
         let pid: i32 = std::fs::read_to_string(dir.join(&make.id)).unwrap().parse().unwrap();
-        for procs in cgroup::procs(&cgroups).unwrap() {
-            File::from(procs).write_all(pid.to_string().as_bytes()).unwrap();
+        for dir in &cgroups {
+            std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
         }
         let layer = std::env::var("FSB_STATE_DIR").unwrap();
         std::fs::create_dir_all(format!("{layer}/a/layers/{}/upper", make.id)).unwrap();
