@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Becomes a member of cgroups as the real one does, leaves a layer, a record and a child behind.
 const KEEPER: &str = r#"#!/bin/sh
-env > "$FSB_LOG_DIR/$POD_NAME.env"
+env > "$FSB_LOG_DIR/$POD_NAME.next"
+mv "$FSB_LOG_DIR/$POD_NAME.next" "$FSB_LOG_DIR/$POD_NAME.env"
 for mount in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/pids /sys/fs/cgroup/freezer /sys/fs/cgroup/unified; do
   [ -e "$mount/cgroup.procs" ] || continue
   name=$(basename "$mount")
@@ -138,6 +139,25 @@ impl Node {
         names(&self.root.join("lib").join(agent).join("layers")).into_iter().filter(|name| name != "x").collect()
     }
 
+    /// Everything of the machine that this node has changed. Other nodes may come and go meanwhile.
+    fn traces(&self) -> Vec<String> {
+        // FNV-1a of the root, as in the names of everything that the node makes.
+        let bytes = self.root.as_os_str().as_encoded_bytes();
+        let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, byte| (h ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        let (link, table, cgroup) = (format!("fsb{hash:08x}-"), format!("fsb_{hash:08x}"), format!("fsb-{hash:08x}"));
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = mounts.lines().filter(|line| line.contains(&*self.root.to_string_lossy())).map(str::to_owned);
+        let links = names(Path::new("/sys/class/net")).into_iter().filter(|name| name.starts_with(&link));
+        let rules = system("nft list tables");
+        let rules = rules.lines().filter(|line| line.contains(&table)).map(str::to_owned);
+        let cgroups = directories_called(Path::new("/sys/fs/cgroup"), &cgroup);
+        let global = std::fs::read_to_string("/run/fast-sandbox.forwarding").unwrap_or_default();
+        let mut traces: Vec<String> = mounts.chain(links).chain(rules).collect();
+        traces.extend(cgroups.iter().map(|path| path.display().to_string()));
+        traces.extend(global.contains(&table).then_some(global));
+        traces
+    }
+
     fn cgroups(&self) -> Vec<PathBuf> {
         let cgroup = self.environment("agent-1").into_iter().find_map(|line| {
             line.strip_prefix("FSB_CGROUP=").and_then(|path| Some(path.split_once('/')?.0.to_owned()))
@@ -191,35 +211,16 @@ fn system(line: &str) -> String {
     stdout(&output)
 }
 
-/// Everything of a machine that a node changes.
-#[derive(Debug, PartialEq)]
-struct Machine {
-    mounts: Vec<String>,
-    links: Vec<String>,
-    rules: String,
-    forwarding: String,
-    run_files: Vec<String>,
-}
-
-fn machine() -> Machine {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mut mounts: Vec<_> = mounts.lines().map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect();
-    let mut links = names(Path::new("/sys/class/net"));
-    mounts.sort();
-    links.sort();
-    Machine {
-        mounts,
-        links,
-        rules: system("nft list ruleset"),
-        forwarding: std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
-        run_files: names(Path::new("/run")).into_iter().filter(|name| name.starts_with("fast-sandbox.")).collect(),
-    }
+/// What the switch for forwarding says; `None` while a node needs it that is none of ours.
+fn forwarding() -> Option<String> {
+    let free = !Path::new("/run/fast-sandbox.forwarding").exists();
+    free.then(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap())
 }
 
 #[test]
 fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
     let Some(node) = Node::new() else { return };
-    let before = machine();
+    let before = forwarding();
     node.up("--agents 2 --capacity 7 --warm-image a --warm-image b --controller-arg=--profiling");
     let environment = node.environment("agent-2");
     let run = node.root.join("run");
@@ -256,6 +257,7 @@ fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
     let status: serde_json::Value = serde_json::from_slice(&node.run("local status -o json").stdout).unwrap();
     assert_eq!(status["up"], true, "{status}");
 
+    assert!(node.traces().len() > 6, "two links, a table, the tmpfs, two namespaces, cgroups: {:?}", node.traces());
     let keepers = [node.keeper("agent-1"), node.keeper("agent-2")];
     let again = node.run("local up --agents 2");
     assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
@@ -267,7 +269,8 @@ fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
     assert_eq!((down.status.code(), stderr(&down).contains("error")), (Some(0), false), "{}", stderr(&down));
     assert!(!keepers.into_iter().chain([supervisor, controller]).any(alive));
     assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
-    assert_eq!(machine(), before);
+    assert_eq!(node.traces(), Vec::<String>::new());
+    assert!(before.is_none() || forwarding().is_none() || forwarding() == before);
     assert_eq!(names(&node.root).len(), 2, "lib and log: {:?}", names(&node.root));
     assert_eq!(names(&node.root.join("lib")), Vec::<String>::new(), "no layer and no lock is left");
     assert_eq!(node.run("local status").status.code(), Some(1));
@@ -329,7 +332,6 @@ fn a_new_supervisor_goes_on_with_what_the_dead_one_left() {
 #[test]
 fn down_leaves_nothing_whatever_died_before() {
     let Some(node) = Node::new() else { return };
-    let before = machine();
     for case in ["the supervisor", "everything", "everything and the record"] {
         node.up("--agents 2");
         until("the keepers are in their cgroups", || node.layers("agent-2").len() == 1 && !node.cgroups().is_empty());
@@ -346,7 +348,7 @@ fn down_leaves_nothing_whatever_died_before() {
         assert_eq!(down.status.code(), Some(0), "{case}: {}", stderr(&down));
         assert!(!rest.into_iter().any(alive), "{case}");
         assert!(cgroups.iter().all(|path| !path.exists()), "{case}: {cgroups:?}");
-        assert_eq!(machine(), before, "{case}");
+        assert_eq!(node.traces(), Vec::<String>::new(), "{case}");
         assert!(!node.root.exists(), "{case}");
     }
 }
@@ -366,7 +368,7 @@ fn down_finds_living_processes_of_which_no_record_is_left() {
 fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
     let Some(first) = Node::new() else { return };
     let Some(second) = Node::beside(None) else { return };
-    let before = machine();
+    let before = forwarding();
     first.up("--agents 2");
     second.up("--agents 1");
     let address = |node: &Node| node.environment("agent-1").into_iter().find(|line| line.starts_with("POD_IP="));
@@ -375,16 +377,16 @@ fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
     assert_eq!(system("cat /proc/sys/net/ipv4/ip_forward").trim(), "1", "the second still needs it");
     assert!(alive(second.keeper("agent-1")));
     assert_eq!(second.run("local down --purge").status.code(), Some(0));
-    assert_eq!(machine(), before);
+    assert!(first.traces().is_empty() && second.traces().is_empty());
+    assert!(before.is_none() || forwarding().is_none() || forwarding() == before);
 }
 
 #[test]
 fn without_egress_no_rule_no_route_and_no_switch_is_touched() {
     let Some(node) = Node::new() else { return };
-    let before = machine();
     node.up("--no-egress");
-    let now = machine();
-    assert_eq!((&now.rules, &now.forwarding), (&before.rules, &before.forwarding));
+    let mine = |trace: &String| trace.contains("table ip") || trace.contains("nodes");
+    assert!(!node.traces().iter().any(mine), "{:?}", node.traces());
     let netns = node.root.join("run/netns/agent-1");
     assert!(!system(&format!("nsenter --net={} ip route", netns.display())).contains("default"));
 }
@@ -403,7 +405,6 @@ fn agents_have_the_names_pools_and_namespaces_that_they_were_given() {
 #[test]
 fn a_node_that_does_not_come_up_says_why_and_leaves_nothing() {
     let Some(node) = Node::new() else { return };
-    let before = machine();
     std::fs::create_dir_all(&node.root).unwrap();
     std::fs::write(node.root.join("run"), "in the way").unwrap();
     let output = node.run("local up");
@@ -412,7 +413,7 @@ fn a_node_that_does_not_come_up_says_why_and_leaves_nothing() {
     assert!(text.contains("node.log") && text.contains("cannot make"), "the log's last lines: {text}");
     assert!(text.contains("doctor: ") && text.contains("\nhint: "), "{text}");
     std::fs::remove_file(node.root.join("run")).ok();
-    assert_eq!(machine(), before);
+    assert_eq!(node.traces(), Vec::<String>::new());
     std::fs::remove_file(node.programs.join("fsb-agent")).unwrap();
     let output = node.run("local up");
     assert_eq!(output.status.code(), Some(1));

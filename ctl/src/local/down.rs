@@ -6,10 +6,13 @@ use super::record::Node;
 use super::tear_down::{purge, tear_down};
 use crate::error::{Failure, Result};
 use nix::sys::signal::Signal;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// The supervisor takes everything down itself before it ends.
 const SUPERVISOR: Duration = Duration::from_secs(60);
+const KILLED: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(dirs: &Dirs, and_purge: bool) -> Result<u8> {
     super::need_root()?;
@@ -31,19 +34,37 @@ pub(crate) fn stop(dirs: &Dirs, and_purge: bool) -> Result<()> {
         tear_down(dirs, Node::read(dirs).as_ref())?;
         return if and_purge { purge(dirs) } else { Ok(()) };
     }
-    if let Some(supervisor) = lock::holder(&path) {
-        supervisor.signal(Signal::SIGTERM);
-        if !supervisor.wait(SUPERVISOR) {
-            supervisor.signal(Signal::SIGKILL);
-        }
-    }
-    let lock = Lock::take(&path, Duration::from_secs(10))?.ok_or_else(|| {
-        Failure::new(format!("another fsb-ctl is starting or stopping this node and keeps {}", path.display()))
-    })?;
+    let lock = take_over(&path)?;
     tear_down(dirs, Node::read(dirs).as_ref())?;
     if and_purge {
         purge(dirs)?;
     }
     lock.remove();
     Ok(())
+}
+
+/// Takes the node's lock away from its supervisor: asks it to end, and ends it if it does not.
+fn take_over(path: &Path) -> Result<Lock> {
+    let mut until = Instant::now() + SUPERVISOR;
+    let (mut told, mut killed) = (None, false);
+    loop {
+        if let Some(lock) = Lock::take(path, LOOK)? {
+            return Ok(lock);
+        }
+        // It may have taken the lock and not yet written itself down: looked at again each time.
+        let holder = lock::holder(path);
+        if let Some(supervisor) = holder.filter(|_| holder != told) {
+            supervisor.signal(Signal::SIGTERM);
+            told = holder;
+        }
+        if Instant::now() < until {
+            continue;
+        }
+        match holder {
+            Some(supervisor) if !killed => supervisor.signal(Signal::SIGKILL),
+            _ => return Err(Failure::new(format!("another fsb-ctl keeps {}", path.display()))),
+        }
+        killed = true;
+        until = Instant::now() + KILLED;
+    }
 }

@@ -9,6 +9,11 @@ use std::ffi::OsString;
 /// Marks every process of a node, so that none is overlooked when the record is lost.
 pub(crate) const MARK: &str = "FSB_NODE";
 
+/// What the help says of it.
+pub(crate) const HELP: &str = "\
+Its programs get from your environment: POOL_*, LOG_*, OTEL_*, FSB_*, ALLOWED_PLUGIN_PATHS, INFRA_DIR_IN_POD,
+AGENT_TOKEN_FILE, RUNTIME_TYPE, DOCKER_CONFIG, the proxy variables, SSL_CERT_FILE and SSL_CERT_DIR.";
+
 /// Passed on as they are. Those of a registry: where it is reached, who we are there, whom we trust.
 const PASSED: [&str; 17] = [
     "PATH",

@@ -49,6 +49,7 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum What {
     /// Start it; done when every agent is ready
+    #[command(after_help = environment::HELP)]
     Up(agents::Flags),
     /// Stop it; images, claims and logs stay
     Down {
@@ -62,6 +63,7 @@ enum What {
         format: FormatArg,
     },
     /// Start it and stay in the foreground
+    #[command(after_help = environment::HELP)]
     Serve {
         #[command(flatten)]
         flags: agents::Flags,

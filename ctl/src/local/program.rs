@@ -2,7 +2,8 @@
 
 use crate::error::{Failure, Result};
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -42,12 +43,16 @@ pub(crate) fn feed<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Ite
         format!("{name} {}", words.join(" "))
     };
     let failed = |why: &str| Failure::new(format!("{}: {why}", shown()));
+    // Files and not pipes: nobody has to read while it runs, however much it writes.
+    let file = || tempfile::tempfile().map_err(|error| failed(&error.to_string()));
+    let (mut out, mut err) = (file()?, file()?);
+    let copy = |file: &File| file.try_clone().map_err(|error| failed(&error.to_string()));
     let mut child = Command::new(path)
         .args(&arguments)
         .current_dir("/")
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdout(copy(&out)?)
+        .stderr(copy(&err)?)
         .spawn()
         .map_err(|error| failed(&error.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
@@ -66,15 +71,12 @@ pub(crate) fn feed<S: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Ite
             Err(error) => return Err(failed(&error.to_string())),
         }
     };
-    let read = |stream: Option<&mut dyn Read>| {
+    let read = |file: &mut File| {
         let mut text = Vec::new();
-        if let Some(stream) = stream {
-            let _ = stream.read_to_end(&mut text);
-        }
+        let _ = file.rewind().and_then(|()| file.read_to_end(&mut text));
         String::from_utf8_lossy(&text).into_owned()
     };
-    let out = read(child.stdout.as_mut().map(|s| s as &mut dyn Read));
-    let err = read(child.stderr.as_mut().map(|s| s as &mut dyn Read));
+    let (out, err) = (read(&mut out), read(&mut err));
     if status.success() {
         return Ok(out);
     }
@@ -112,6 +114,7 @@ mod tests {
         let failure = run("sh", ["-c", "echo a; echo first >&2; echo last >&2; exit 3"]).unwrap_err();
         assert!(failure.what.ends_with(": last"), "{failure}");
         assert_eq!(feed("cat", [""; 0], "x").unwrap(), "x");
+        assert_eq!(run("head", ["-c", "300000", "/dev/zero"]).unwrap().len(), 300_000, "more than a pipe holds");
         assert!(run("fsb-no-such-program", [""; 0]).unwrap_err().hint.is_some());
     }
 }
