@@ -6,7 +6,7 @@ use crate::core::Core;
 use crate::registry::{Holder, NoPlace, Reservation, Wanted};
 use fsb_proto::{Refusal, agent};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -45,10 +45,17 @@ pub async fn start(core: &Core, key: &Key, uid: &Arc<str>, deadline: Instant) ->
             Wanted { image: &claim.spec.image, ports: &claim.spec.ports, holder: holder.clone(), except: &refused };
         let reservation = match core.registry.place(&pool, &wanted) {
             Ok(reservation) if refused.len() < CANDIDATES => reservation,
+            Err(NoPlace::NoSuchPool { .. }) if core.registry.pools().is_empty() => {
+                return Err(Failure::NoPlace(NoPlace::NoHealthyAgent));
+            }
             // The agent's own words say more than the registry's.
             Ok(_) => return Err(last.unwrap_or(Failure::NoPlace(NoPlace::NoHealthyAgent))),
             Err(no_place) => return Err(last.unwrap_or(Failure::NoPlace(no_place))),
         };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Failure::Unknown(Status::deadline_exceeded("no time was left to ask an agent")));
+        }
         core.metrics.placed(reservation.class());
         let Some(agent) = core.agents.get(reservation.agent()) else {
             refused.push(reservation.agent().clone());
@@ -56,7 +63,6 @@ pub async fn start(core: &Core, key: &Key, uid: &Arc<str>, deadline: Instant) ->
         };
         claim = bind(core, key, uid, &agent, reservation).ok_or(Failure::Cancelled)?;
         let request = create_request(&claim);
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let answer = tokio::select! {
             answer = agent.client.create(request, left) => answer,
             () = cancel.cancelled() => return Err(Failure::Cancelled),

@@ -163,7 +163,7 @@ fn adopt(core: &Arc<Core>, claim: Claim, agent: &Arc<Agent>) {
     });
     match inserted {
         Ok(()) => {
-            let _ = core.queue.put(adopted.clone(), false);
+            drop(core.queue.put(adopted.clone(), false));
         }
         Err(true) => {}
         Err(false) => return core.wakeups.now(&key),

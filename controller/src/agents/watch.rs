@@ -15,12 +15,12 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// Watches the agent behind `target` until the controller stops.
 pub async fn watch(core: Arc<Core>, target: Target, client: Client) {
     let mut failures = 0;
-    let mut first = true;
+    let mut known = None;
     loop {
         let mut agent = None;
         let ended = tokio::select! {
             () = core.stop.cancelled() => return,
-            ended = session(&core, &target, &client, &mut first, &mut agent) => ended,
+            ended = session(&core, &target, &client, &mut known, &mut agent) => ended,
         };
         if let Some((agent, lost)) = agent {
             failures = 0;
@@ -40,13 +40,14 @@ pub async fn watch(core: Arc<Core>, target: Target, client: Client) {
     }
 }
 
-/// One stream from its beginning to its end; says why it ended. `agent` gets the agent once it has reported, and
+/// One stream from its beginning to its end; says why it ended. `known` is the name that this address reported last;
+/// `agent` gets the agent once it has reported, and
 /// whether it fell silent for so long that it is lost.
 async fn session(
     core: &Arc<Core>,
     target: &Target,
     client: &Client,
-    first: &mut bool,
+    known: &mut Option<Arc<str>>,
     agent: &mut Option<(Arc<Agent>, bool)>,
 ) -> String {
     let lost_after = core.timing.agent_lost_after;
@@ -64,10 +65,14 @@ async fn session(
     let Some(name) = snapshot.agent.as_ref().map(|agent| agent.name.clone()).filter(|name| !name.is_empty()) else {
         return "its snapshot does not say its name".into();
     };
-    let Some(reported) = core.agents.insert(target, client, snapshot, began, *first) else {
+    let Some(reported) = core.agents.insert(target, client, snapshot, began, known.is_none()) else {
         return format!("another address has an agent of the same name, {name:?}; give each agent its own POD_NAME");
     };
-    *first = false;
+    if let Some(before) = known.replace(reported.name.clone()).filter(|before| *before != reported.name) {
+        // Another agent serves at this address now: the one of before is no more.
+        core.registry.remove(&before);
+        core.wake_agent(&before);
+    }
     tracing::info!(agent = %name, address = %target, "the agent reports");
     *agent = Some((reported.clone(), false));
     report::snapshot(core, &reported);

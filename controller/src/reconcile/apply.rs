@@ -33,8 +33,7 @@ pub async fn run(core: Arc<Core>) {
 /// Steps until there is nothing to do for now.
 async fn look(core: &Arc<Core>, key: &Key, turn: Turn) {
     let mut left = STEPS;
-    loop {
-        let Some((claim, step)) = next(core, key) else { break };
+    while let Some((claim, step)) = next(core, key) {
         if left == 0 {
             core.wakeups.now(key);
             break;

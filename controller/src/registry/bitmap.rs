@@ -2,13 +2,16 @@
 //!
 //! One bit per agent of a pool and one summary bit per 64 agents. Taking an agent out of a set is one store, whatever
 //! number of images it has; asking for "open, has the image, does not use the port" is a walk over words that stops
-//! at the first hit, from a random place. 10,000 agents are 157 words.
+//! at the first hit, from a random member. 10,000 agents are 157 words; finding the n-th member looks at 64 of them at
+//! most, however many agents there are.
 
 /// A set of small numbers.
 #[derive(Debug, Clone, Default)]
 pub struct Bitmap {
     words: Vec<u64>,
     summary: Vec<u64>,
+    /// Members per 64 words.
+    counts: Vec<u32>,
     count: usize,
 }
 
@@ -22,15 +25,18 @@ impl Bitmap {
             }
             self.words.resize(word + 1, 0);
             self.summary.resize(word / 64 + 1, 0);
+            self.counts.resize(word / 64 + 1, 0);
         }
         let had = self.words[word] & bit != 0;
         match (had, on) {
             (false, true) => {
                 self.words[word] |= bit;
+                self.counts[word / 64] += 1;
                 self.count += 1;
             }
             (true, false) => {
                 self.words[word] &= !bit;
+                self.counts[word / 64] -= 1;
                 self.count -= 1;
             }
             _ => return,
@@ -60,6 +66,26 @@ impl Bitmap {
         self.count == 0
     }
 
+    /// The member that has `rank` members before it.
+    pub fn select(&self, rank: u32) -> Option<u32> {
+        let mut rank = rank;
+        let mut block = 0;
+        while rank >= *self.counts.get(block)? {
+            rank -= self.counts[block];
+            block += 1;
+        }
+        let mut word = block * 64;
+        while rank >= self.words[word].count_ones() {
+            rank -= self.words[word].count_ones();
+            word += 1;
+        }
+        let mut bits = self.words[word];
+        for _ in 0..rank {
+            bits &= bits - 1;
+        }
+        Some((word * 64) as u32 + bits.trailing_zeros())
+    }
+
     fn word(&self, word: usize) -> u64 {
         self.words.get(word).copied().unwrap_or(0)
     }
@@ -80,6 +106,20 @@ pub struct Query<'a> {
 }
 
 impl Query<'_> {
+    /// Two answers by chance, different ones where there are two. Every member of the first set is as likely to be
+    /// where the walk begins.
+    pub fn sample(&self, chance: [u32; 2]) -> Option<(u32, u32)> {
+        let base = self.with[0];
+        let count = base.count as u32;
+        let from = |chance: u32| base.select(chance % count.max(1));
+        let first = self.first_from(from(chance[0])?)?;
+        let mut second = self.first_from(from(chance[1])?).unwrap_or(first);
+        if second == first {
+            second = self.first_from(first + 1).unwrap_or(first);
+        }
+        Some((first, second))
+    }
+
     /// The first member at or after `start`, going round at the end.
     pub fn first_from(&self, start: u32) -> Option<u32> {
         let words = self.with[0].words.len();
@@ -179,6 +219,28 @@ mod tests {
             let begin = start % size;
             let next = expected.range(begin..).next().or_else(|| expected.iter().next()).copied();
             prop_assert_eq!(found, next);
+        }
+
+        #[test]
+        fn a_member_is_found_by_its_rank(a in members()) {
+            let set = bitmap(&a);
+            for (rank, member) in a.iter().enumerate() {
+                prop_assert_eq!(set.select(rank as u32), Some(*member));
+            }
+            prop_assert_eq!(set.select(a.len() as u32), None);
+        }
+
+        #[test]
+        fn two_samples_are_two_members_where_there_are_two(a in members(), chance in any::<[u32; 2]>()) {
+            let set = bitmap(&a);
+            let everything = Query { with: &[&set], without: &[], except: &[] };
+            match everything.sample(chance) {
+                Some((first, second)) => {
+                    prop_assert!(a.contains(&first) && a.contains(&second));
+                    prop_assert_eq!(first == second, a.len() == 1);
+                }
+                None => prop_assert!(a.is_empty()),
+            }
         }
 
         #[test]

@@ -261,7 +261,7 @@ impl PoolIndex {
         image: &str,
         except: &[u32],
     ) -> Result<(Place, Arc<str>, Class), NoPlace> {
-        let starts: [u32; 2] = self.random.random();
+        let chance: [u32; 2] = self.random.random();
         let busy: Vec<&Bitmap> = wanted.ports.iter().filter_map(|port| self.ports.get(port)).collect();
         let classes =
             [(Class::Stock, self.stock.get(image)), (Class::Image, self.images.get(image)), (Class::Any, None)];
@@ -281,8 +281,7 @@ impl PoolIndex {
                 }
             };
             let query = Query { with, without: &busy, except };
-            let Some(first) = query.first_from(starts[0]) else { continue };
-            let second = query.first_from(starts[1]).unwrap_or(first);
+            let Some((first, second)) = query.sample(chance) else { continue };
             let used = |index: u32| self.agents[index as usize].as_ref().map_or(usize::MAX, AgentSlot::used);
             chosen = Some((if used(second) < used(first) { second } else { first }, class));
             break;

@@ -34,6 +34,25 @@ fn placements_spread_over_the_agents() {
 }
 
 #[test]
+fn a_small_pool_and_the_few_that_have_the_image_are_used_evenly() {
+    let registry = Registry::default();
+    let names: Vec<Arc<str>> = (0..10_000).map(|number| format!("agent-{number}").into()).collect();
+    for (number, name) in names.iter().enumerate() {
+        let images = if number < 100 { vec!["busybox".into()] } else { vec![] };
+        registry.report(name, &key(), &AgentFacts { images, ..Default::default() });
+    }
+    let _held: Vec<_> = (0..1000).map(|uid| place(&registry, uid, &[]).unwrap()).collect();
+    let used: Vec<_> = names[..100].iter().map(|name| registry.used(name)).collect();
+    assert!(used.iter().all(|used| (4..=16).contains(used)), "{used:?}");
+
+    let two = Registry::default();
+    two.report(&"a".into(), &key(), &facts(0));
+    two.report(&"b".into(), &key(), &facts(0));
+    let _held: Vec<_> = (0..7).map(|uid| place(&two, uid, &[]).unwrap()).collect();
+    assert_eq!(two.used("a").abs_diff(two.used("b")), 1);
+}
+
+#[test]
 fn the_last_free_slot_of_many_agents_is_found() {
     let registry = Registry::default();
     for number in 0..10_000 {

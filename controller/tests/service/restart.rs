@@ -182,7 +182,7 @@ async fn nothing_is_admitted_before_the_agents_have_reported() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_stays_away_at_the_start_is_lost_after_a_while_and_holds_up_nobody() {
-    let mut world = World::new(2).await;
+    let mut world = World::with(2, &[], |agent| agent.state().info.capacity = 20).await;
     for number in 0..6 {
         world.create(&format!("s{number}")).await;
     }
@@ -258,4 +258,38 @@ async fn the_metrics_say_what_is_there() {
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_no_agent_at_all_the_service_is_unavailable_and_says_so_in_time() {
+    let mut world = World::new(1).await;
+    world.stop().await;
+    world.agents[0].kill();
+    world.timing.settle = Duration::from_millis(100);
+    world.start().await;
+    let status = world.try_create(World::request("a")).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+    assert!(world.list().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_agent_at_an_old_address_has_nothing_of_the_one_before() {
+    let mut world = World::new(1).await;
+    world.create("a").await;
+    world.until("a", "persisted", |info| info.persisted).await;
+    world.agents[0].kill();
+    {
+        let mut state = world.agents[0].state();
+        state.instances.clear();
+        state.info.name = "newcomer".into();
+        state.info.uid = "newcomer-1".into();
+    }
+    world.agents[0].serve();
+    world.until_phase("a", "Lost").await;
+    let core = world.controller.as_ref().unwrap().core().clone();
+    eventually("the newcomer is known", || core.agents.get("newcomer").is_some()).await;
+    assert!(core.agents.get("agent-1").is_none());
+    assert_eq!(world.create("b").await.agent_pod, "newcomer");
+    world.delete("a").await;
+    world.until_gone("a").await;
 }
