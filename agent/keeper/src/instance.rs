@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 /// How long an end waits for end-of-file on the log's pipes: their other ends may have been passed to somebody else.
 const LOG_PATIENCE: Duration = Duration::from_millis(900);
@@ -93,10 +93,10 @@ fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe) -> Progress {
                 && let Some(entry) = table.get_mut(id)
             {
                 entry.handles.ctl = None;
-                keeper.store.write(&entry.record);
-                drop(table);
                 debug!(instance = id, "started");
+                // The agent first: its client waits for this.
                 agent::tell(keeper, FromKeeper::Started { id: id.to_owned(), at_ms }, Vec::new());
+                keeper.store.write(&entry.record);
             }
         }
     }
@@ -151,7 +151,7 @@ fn ended(keeper: &Rc<Keeper>, id: String, end: End) {
         }
     }
     drop(table);
-    info!(instance = id, code = end.code, signal = end.signal, oom_killed = end.oom_killed, "ended");
+    debug!(instance = id, code = end.code, signal = end.signal, oom_killed = end.oom_killed, "ended");
     keeper.ended.notify_waiters();
     agent::tell(keeper, FromKeeper::Ended { id, end }, Vec::new());
 }
