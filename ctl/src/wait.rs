@@ -61,18 +61,21 @@ pub(crate) async fn run(
         }
     }
     .await;
-    let code = match ended {
-        Ok(info) => info.and_then(|info| verdict(&info)),
+    let (code, ended) = match ended {
+        Ok(info) => (info.and_then(|info| verdict(&info)), true),
         Err(code) if !remove => {
             output::hint(&format!("{name} goes on running: fsb-ctl logs -f {name}, fsb-ctl rm {name}"));
             return Ok(code);
         }
-        Err(code) => Ok(code),
+        Err(code) => (Ok(code), false),
     };
     if remove {
-        let removed = remove_it(client, settings, name).await;
+        let removed = delete(client, settings, name, false).await;
         if let Err(failure) = removed {
             output::warning(&format!("{name} is not removed: {failure}"));
+        } else if ended {
+            // Its name is free when we end. One that was interrupted goes by itself, when its grace period is over.
+            let _ = tokio::time::timeout(REMOVAL, until_gone(client, settings, name)).await;
         }
     }
     code
@@ -226,11 +229,4 @@ pub(crate) async fn delete(client: &mut FastPath, settings: &Settings, name: &st
     let answer = client.delete_sandbox(client::request(request, CALL)).await;
     let answer = answer.map_err(|status| client::failure(settings, &status))?.into_inner();
     if answer.success { Ok(()) } else { Err(Failure::new(format!("the controller did not delete {name}"))) }
-}
-
-async fn remove_it(client: &mut FastPath, settings: &Settings, name: &str) -> Result<()> {
-    delete(client, settings, name, false).await?;
-    // One that is still in its grace period goes by itself.
-    let _ = tokio::time::timeout(REMOVAL, until_gone(client, settings, name)).await;
-    Ok(())
 }
