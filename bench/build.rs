@@ -6,6 +6,7 @@ use std::process::Command;
 
 fn main() {
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    println!("cargo:rustc-env=FSB_BENCH_TARGET={}", std::env::var("TARGET").expect("cargo sets TARGET"));
     for (name, bare) in [("tiny", true), ("libc", false)] {
         let source = format!("payloads/{name}.rs");
         println!("cargo:rerun-if-changed={source}");

@@ -2,10 +2,10 @@
 
 use crate::report::{Report, table};
 use crate::scenario::{memory, recover, start};
-use crate::{interrupt, launcher, lib_cells, paused};
+use crate::{interrupt, launcher, lib_cells, paused, workspace};
 use anyhow::bail;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Measures Fast Sandbox beside the kernel's floors and other container runtimes, in one interleaved run.
@@ -42,9 +42,9 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Launcher(args) => return launcher::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Paused(args) => return paused::run(&args).map(|()| ExitCode::SUCCESS),
         Command::AgentCells(args) => return lib_cells::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Start(options) => measured(|| start::run(&options))?,
-        Command::Memory(options) => measured(|| memory::run(&options))?,
-        Command::Recover(options) => measured(|| recover::run(&options))?,
+        Command::Start(options) => measured(options.root.as_deref(), || start::run(&options))?,
+        Command::Memory(options) => measured(options.root.as_deref(), || memory::run(&options))?,
+        Command::Recover(options) => measured(options.root.as_deref(), || recover::run(&options))?,
     };
     print!("{}", table::text(&report));
     if let Some(path) = &cli.json {
@@ -53,10 +53,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measured(scenario: impl FnOnce() -> anyhow::Result<Report>) -> anyhow::Result<Report> {
+fn measured(root: Option<&Path>, scenario: impl FnOnce() -> anyhow::Result<Report>) -> anyhow::Result<Report> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("namespaces, mounts and cgroups need root\nhint: sudo fsb-bench …");
     }
     interrupt::listen()?;
+    workspace::sweep_stale(root);
     scenario()
 }

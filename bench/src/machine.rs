@@ -19,6 +19,8 @@ pub struct Machine {
     /// Share of the time that the hypervisor ran somebody else, in percent, during the run.
     pub steal_percent: f64,
     pub version: String,
+    /// What a reader must know before believing a figure.
+    pub warnings: Vec<String>,
 }
 
 /// Counters of CPU time, in clock ticks.

@@ -52,6 +52,14 @@ impl Node {
     }
 }
 
+/// Takes down the node that a killed run left in `workspace`, if there is one.
+pub fn remove(workspace: &Path) {
+    let root = workspace.join("node");
+    if let (true, Ok(ctl)) = (root.exists(), program("fsb-ctl")) {
+        drop(Node { root, ctl });
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         match self.command(["local", "down", "--purge"]).output() {

@@ -36,6 +36,25 @@ impl Workspace {
     }
 }
 
+/// Removes what a run that was killed has left in `root`, or in /tmp.
+pub fn sweep_stale(root: Option<&Path>) {
+    for entry in std::fs::read_dir(root.unwrap_or(Path::new("/tmp"))).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            eprintln!("fsb-bench: removing {}, which a run left that was killed", entry.path().display());
+            crate::node::remove(&entry.path());
+            drop(Workspace { path: entry.path(), name });
+        }
+    }
+}
+
+/// The process that made a workspace of this name.
+fn owner(name: &str) -> Option<u32> {
+    let (pid, count) = name.strip_prefix("fsb-bench-")?.split_once('-')?;
+    count.parse::<u32>().ok()?;
+    pid.parse().ok()
+}
+
 impl Drop for Workspace {
     fn drop(&mut self) {
         for line in sweep::sweep(&self.name, &self.path) {
@@ -44,5 +63,32 @@ impl Drop for Workspace {
         if let Err(error) = std::fs::remove_dir_all(&self.path) {
             eprintln!("fsb-bench: {}: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_benchs_own_directories_have_an_owner() {
+        assert_eq!(owner("fsb-bench-123-0"), Some(123));
+        for other in ["fsb-bench", "fsb-bench-123", "fsb-bench-x-1", "fsb-bench-1-x", "fsb-bench-sweep-1", "other-1-1"]
+        {
+            assert_eq!(owner(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not() {
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        let pid = dead.id();
+        dead.wait().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let stale = root.path().join(format!("fsb-bench-{pid}-0"));
+        std::fs::create_dir_all(stale.join("image")).unwrap();
+        let own = Workspace::create(Some(root.path())).unwrap();
+        sweep_stale(Some(root.path()));
+        assert!(!stale.exists() && own.path().exists());
     }
 }

@@ -1,6 +1,7 @@
 //! What a scenario found: rows for people and for programs.
 
 pub mod table;
+mod targets;
 
 use crate::machine::Machine;
 use crate::payload::Payload;
@@ -14,9 +15,6 @@ pub struct Report {
     pub scenario: String,
     pub machine: Machine,
     pub cells: Vec<Row>,
-    /// What a reader must know before believing a figure.
-    #[serde(default)]
-    pub warnings: Vec<String>,
 }
 
 /// One cell.
@@ -83,7 +81,6 @@ mod tests {
                 },
                 Row::of_values("paused-slope", [("kib", rounded(345.678, 1))]),
             ],
-            warnings: vec![],
         };
         let golden = r#"{
   "scenario": "start",
@@ -97,7 +94,8 @@ mod tests {
     "load_before": 0.0,
     "load_after": 0.0,
     "steal_percent": 0.0,
-    "version": ""
+    "version": "",
+    "warnings": []
   },
   "cells": [
     {
@@ -114,8 +112,7 @@ mod tests {
       "name": "paused-slope",
       "kib": 345.7
     }
-  ],
-  "warnings": []
+  ]
 }
 "#;
         assert_eq!(report.to_json(), golden);

@@ -32,7 +32,8 @@ pub fn text(report: &Report) -> String {
         let values: Vec<String> = row.values.iter().map(|(key, value)| format!("{key} {value}")).collect();
         let _ = writeln!(text, "{}: {}", row.name, values.join(", "));
     }
-    for warning in &report.warnings {
+    text.push_str(&super::targets::text(report));
+    for warning in &machine.warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
     text

@@ -46,9 +46,10 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     slopes.sort_by(f64::total_cmp);
     let kib = slopes[slopes.len() / 2];
     let (least, most) = (slopes[0], slopes[slopes.len() - 1]);
-    let mut warnings = Vec::new();
     if most - least > kib.abs() * 0.1 {
-        warnings.push(format!("other programs took or gave memory meanwhile: rounds from {least:.0} to {most:.0} KiB"));
+        machine
+            .warnings
+            .push(format!("other programs took or gave memory meanwhile: rounds from {least:.0} to {most:.0} KiB"));
     }
     let row = Row::of_values(
         "paused-slope",
@@ -61,7 +62,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
             ("rounds", ROUNDS.into()),
         ],
     );
-    Ok(Report { scenario: "memory".into(), machine, cells: vec![row], warnings })
+    Ok(Report { scenario: "memory".into(), machine, cells: vec![row] })
 }
 
 /// KiB per paused container, with a keeper of its own.

@@ -82,6 +82,8 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         &format!("sandboxes-{}", options.n),
         [("serving_ms", rounded(slowest_ns as f64 / 1e6, 1)), ("lost", lost.into()), ("rounds", options.rounds.into())],
     );
-    let warnings = if lost > 0 { vec![format!("{lost} sandboxes were lost")] } else { vec![] };
-    Ok(Report { scenario: "recover".into(), machine, cells: vec![row], warnings })
+    if lost > 0 {
+        machine.warnings.push(format!("{lost} sandboxes were lost"));
+    }
+    Ok(Report { scenario: "recover".into(), machine, cells: vec![row] })
 }

@@ -132,7 +132,8 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     let mut rows: Vec<Row> = units.iter().map(|unit| unit.row(cells[unit.cell].as_ref())).collect();
     rows.sort_by_key(|row| row.payload);
     add_ratios(&mut rows);
-    Ok(Report { scenario: "start".into(), machine, cells: rows, warnings })
+    machine.warnings = warnings;
+    Ok(Report { scenario: "start".into(), machine, cells: rows })
 }
 
 /// One cell with one payload, and what was found.
