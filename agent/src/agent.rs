@@ -3,7 +3,7 @@
 use crate::admission::Ledger;
 use crate::config::Config;
 use crate::error::{Error, Result, StartError};
-use crate::images::{Images, Resolved};
+use crate::images::{self, Images, Resolved};
 use crate::instance::Instance;
 use crate::keeper::{Keeper, Paused};
 use crate::metrics::{Metrics, Timing};
@@ -16,7 +16,6 @@ use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +32,6 @@ pub struct Agent {
     pub(crate) ended: Mutex<VecDeque<Arc<str>>>,
     pub(crate) pool: Pool,
     pub(crate) images: Images,
-    images_changed: AtomicBool,
     pub(crate) hub: Hub,
     pub(crate) metrics: Metrics,
     pub(crate) reaper: Reaper,
@@ -64,7 +62,6 @@ impl Agent {
             instances: Mutex::default(),
             ended: Mutex::default(),
             images,
-            images_changed: AtomicBool::new(true),
             hub: Hub::new(),
             metrics: Metrics::new(),
             reaper: Reaper::new(),
@@ -77,6 +74,8 @@ impl Agent {
         recover::adopt(&agent, welcome.known);
         agent.tracker.spawn(events::run(agent.clone(), events));
         agent.tracker.spawn(pool::run(agent.clone()));
+        agent.tracker.spawn(pool::warm::run(agent.clone()));
+        agent.tracker.spawn(images::run(agent.clone()));
         agent.tracker.spawn(remove::run(agent.clone()));
         agent.tracker.spawn(lost::run(agent.clone()));
         agent.tracker.spawn(recover::sweep(agent.clone()));
@@ -189,17 +188,6 @@ impl Agent {
         names.into_iter().collect()
     }
 
-    /// Warm images are to be looked up again.
-    pub(crate) fn mark_images_changed(&self) {
-        self.images_changed.store(true, Ordering::Relaxed);
-        self.pool.look_again();
-    }
-
-    /// Whether they are, once.
-    pub(crate) fn take_images_changed(&self) -> bool {
-        self.images_changed.swap(false, Ordering::Relaxed)
-    }
-
     /// An instance has its container.
     pub(crate) fn enter(
         &self,
@@ -224,6 +212,7 @@ impl Agent {
     /// What is left to do when a create was answered.
     pub(crate) fn after_start(
         &self,
+        order: &Order,
         instance: Option<Arc<Instance>>,
         source: Source,
         failed: Option<&StartError>,
@@ -232,13 +221,16 @@ impl Agent {
         if let Some(shelf) = &timing.shelf {
             self.pool.took(shelf);
         }
+        let (request, claim) = (&order.request_id, &order.binding.claim_uid);
         if let Some(instance) = &instance {
             self.publish(instance);
-            tracing::debug!(instance = %instance.id(), "started");
+            tracing::debug!(request, claim, instance = %instance.id(), "started");
         }
         match failed {
-            Some(error) if error.cause.refusal().is_none() => tracing::warn!(%error, "a start failed"),
-            Some(error) => tracing::info!(%error, "a start was refused"),
+            Some(error) if error.cause.refusal().is_none() => {
+                tracing::warn!(request, claim, %error, "a start failed");
+            }
+            Some(error) => tracing::info!(request, claim, %error, "a start was refused"),
             None => {}
         }
         if instance.is_some() || failed.is_some() {

@@ -2,6 +2,7 @@
 //! is computed once and kept until the store says that the name means something else.
 
 use crate::Agent;
+use crate::async_fd::Changes;
 use crate::command;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
@@ -12,6 +13,7 @@ use fsb_host::wire::{Overlay, Plugin, Profile, Recipe, Runtime};
 use fsb_image::{ErrorKind, Image, Pin, Store};
 use fsb_proto::domain::PullPolicy;
 use fsb_proto::{Invalid, SandboxSpec};
+use nix::sys::inotify::AddWatchFlags;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -72,9 +74,8 @@ impl Images {
         })
     }
 
-    fn cached(&self, reference: &str, user: &str, digest: &str) -> Option<Arc<Resolved>> {
-        let cache = lock(&self.cache);
-        cache.get(reference)?.get(user).filter(|resolved| resolved.digest == digest).cloned()
+    fn cached(&self, reference: &str, user: &str) -> Option<Arc<Resolved>> {
+        lock(&self.cache).get(reference)?.get(user).cloned()
     }
 
     /// Drops what is kept of every image with this digest; with it go pins that nobody else holds.
@@ -97,6 +98,14 @@ impl Agent {
     ) -> Result<Arc<Resolved>> {
         let store = &self.images.store;
         let reference = spec.image.as_str();
+        // The warm path: no copy, one stat(2).
+        if pull != PullPolicy::Always
+            && overlay == Overlay::Disk
+            && let Some(resolved) = self.images.cached(reference, &spec.user)
+            && store.means(reference, &resolved.digest).map_err(|error| image_error(reference, error))?
+        {
+            return Ok(resolved);
+        }
         let here = match pull {
             PullPolicy::Always => None,
             _ => store.resolve(reference).map_err(|error| image_error(reference, error))?,
@@ -112,9 +121,7 @@ impl Agent {
                 self.publish(instance);
                 let pulled = store.pull(reference, pull, |_| {}).await;
                 instance.state().pulling = false;
-                let image = pulled.map_err(|error| image_error(reference, error))?;
-                self.images_changed();
-                image
+                pulled.map_err(|error| image_error(reference, error))?
             }
         };
         self.resolved(reference, image, &spec.user, overlay)
@@ -129,7 +136,9 @@ impl Agent {
         overlay: Overlay,
     ) -> Result<Arc<Resolved>> {
         let usual = overlay == Overlay::Disk;
-        if usual && let Some(resolved) = self.images.cached(reference, user, &image.digest) {
+        if usual
+            && let Some(resolved) = self.images.cached(reference, user).filter(|known| known.digest == image.digest)
+        {
             return Ok(resolved);
         }
         let recipe = self.images.recipe(&image, user, overlay)?;
@@ -155,6 +164,32 @@ impl Agent {
             cache.entry(reference.to_owned()).or_default().insert(user.to_owned(), resolved.clone());
         }
         Ok(resolved)
+    }
+}
+
+/// Tells watchers when images come or go, also when another agent of the node brought or removed them: all of them
+/// share one store, whose index is replaced as a whole.
+pub(crate) async fn run(agent: Arc<Agent>) {
+    let directory = agent.config.paths.images();
+    let watched = Changes::new().and_then(|changes| {
+        changes.inotify().add_watch(&directory, AddWatchFlags::IN_MOVED_TO)?;
+        Ok(changes)
+    });
+    let changes = match watched {
+        Ok(changes) => changes,
+        Err(error) => return tracing::error!(%error, "images of other agents are not noticed"),
+    };
+    let mut known = agent.image_names();
+    loop {
+        tokio::select! {
+            changed = changes.wait() => if changed.is_err() { return },
+            () = agent.shutdown.cancelled() => return,
+        }
+        let names = agent.image_names();
+        if names != known {
+            known = names;
+            agent.images_changed();
+        }
     }
 }
 

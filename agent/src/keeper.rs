@@ -149,19 +149,14 @@ impl Keeper {
     }
 
     /// Tells the keeper whose instance this is. The receiver says whether it was alive to hear it.
-    pub(crate) async fn bind(&self, id: &str, binding: Binding) -> Result<(oneshot::Receiver<bool>, Binding)> {
+    pub(crate) async fn bind(&self, id: &str, binding: Binding) -> Result<oneshot::Receiver<bool>> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.waiting).binds.insert(id.to_owned(), sender);
-        let message = ToKeeper::Bind { id: id.to_owned(), binding };
-        let sent = self.send(&message).await;
-        let ToKeeper::Bind { binding, .. } = message else { unreachable!("it was built as Bind") };
-        match sent {
-            Ok(()) => Ok((receiver, binding)),
-            Err(error) => {
-                lock(&self.waiting).binds.remove(id);
-                Err(error)
-            }
+        if let Err(error) = self.send(&ToKeeper::Bind { id: id.to_owned(), binding }).await {
+            lock(&self.waiting).binds.remove(id);
+            return Err(error);
         }
+        Ok(receiver)
     }
 
     /// Replaces the binding of an instance.

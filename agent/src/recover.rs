@@ -88,6 +88,9 @@ fn bound(agent: &Arc<Agent>, known: Known, binding: Binding) {
     let ports = binding.ports.iter().copied();
     let grant = lock(&agent.ledger).adopt(uid, generation, hash, &binding.alias, ports, instance.clone());
     instance.state().ticket = Some(Ticket::new(grant, agent.ledger.clone()));
+    if binding.recreate_after_seconds > 0 {
+        agent.hub.missed();
+    }
     match known.record.stage {
         Stage::Started { at_ms } => {
             running(&instance, at_ms);

@@ -112,7 +112,7 @@ impl Agent {
             ended.push_back(id.clone());
             if ended.len() > ENDED { ended.pop_front() } else { None }
         };
-        if let Some(oldest) = oldest {
+        if let Some(oldest) = oldest.filter(|oldest| lock(&self.instances).contains_key(oldest)) {
             let agent = self.clone();
             self.tracker.spawn(async move { agent.forget(&[oldest.to_string()]).await });
         }

@@ -172,9 +172,7 @@ impl AgentService for Service {
         };
         let image = detached(&self.0, IMPORT, async move {
             let imported = agent.images.store.import(&wire.path, import).await;
-            let image = imported.map_err(|error| image_error(&wire.path, error))?;
-            agent.images_changed();
-            Ok(image)
+            imported.map_err(|error| image_error(&wire.path, error))
         });
         Ok(Response::new(info(image.await?)))
     }
@@ -201,10 +199,7 @@ impl AgentService for Service {
                 () = agent.shutdown.cancelled() => return,
             };
             let last = match pulled {
-                Ok(image) => {
-                    agent.images_changed();
-                    Ok(PullProgress { image: Some(info(image)), ..Default::default() })
-                }
+                Ok(image) => Ok(PullProgress { image: Some(info(image)), ..Default::default() }),
                 Err(error) => Err(image_error(&wire.reference, error).into()),
             };
             let _ = sender.send(last).await;
@@ -240,9 +235,7 @@ impl Agent {
                 self.discard(paused);
             }
         }
-        let existed = store.remove(reference).await.map_err(|error| image_error(reference, error))?;
-        self.images_changed();
-        Ok(existed)
+        store.remove(reference).await.map_err(|error| image_error(reference, error))
     }
 }
 

@@ -208,7 +208,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, order: Order, within: Duration) -
     tracker.spawn(
         async move {
             let mut timing = Timing::begin();
-            let result = start(&agent, order, within, &mut timing).await;
+            let result = start(&agent, &order, within, &mut timing).await;
             let source = result.as_ref().map_or(agent::Source::Unknown, |(started, _)| started.source);
             let failed = result.as_ref().err().cloned();
             let (result, instance) = match result {
@@ -216,7 +216,7 @@ pub(crate) async fn create(agent: &Arc<Agent>, order: Order, within: Duration) -
                 Err(error) => (Err(error), None),
             };
             let _ = answer.send(result);
-            agent.after_start(instance, source, failed.as_ref(), &timing);
+            agent.after_start(&order, instance, source, failed.as_ref(), &timing);
         }
         .instrument(span),
     );
@@ -228,18 +228,18 @@ pub(crate) async fn create(agent: &Arc<Agent>, order: Order, within: Duration) -
 /// Admission, then [`launch`] within its deadline, then either the commit or the way back.
 async fn start(
     agent: &Arc<Agent>,
-    order: Order,
+    order: &Order,
     within: Duration,
     timing: &mut Timing,
 ) -> Result<(Started, Option<Arc<Instance>>), StartError> {
     let deadline = Instant::now() + within;
-    let instance = match admit(agent, &order, within, deadline).await? {
+    let instance = match admit(agent, order, within, deadline).await? {
         Ok(instance) => instance,
         Err(existing) => return existed(&existing, within, deadline).await.map(|started| (started, None)),
     };
     timing.done(Stage::Admission);
     let mut undo = Undo::new(agent.clone(), instance.clone());
-    let launched = tokio::time::timeout_at(deadline, launch(agent, &order, &instance, &mut undo, timing)).await;
+    let launched = tokio::time::timeout_at(deadline, launch(agent, order, &instance, &mut undo, timing)).await;
     let failed = match launched {
         Ok(Ok(())) => match commit(agent, &instance) {
             Ok(started) => {
@@ -351,14 +351,14 @@ async fn hand_over(
     // Sent, not waited for: a sent message outlives this process, and the keeper reads it before it looks at anything
     // that the program does.
     timing.enter(Stage::Bind);
-    let mut binding = instance.state().binding.clone();
-    binding.source = source_word(source).to_owned();
-    let (bound, binding) = agent.keeper.bind(&id, binding).instrument(tracing::debug_span!("bind")).await?;
-    {
+    let binding = {
         let mut state = instance.state();
-        state.binding = binding;
+        state.binding.source = source_word(source).to_owned();
+        // From here on a change of the binding is sent by whoever makes it.
         state.in_keeper = true;
-    }
+        state.binding.clone()
+    };
+    let bound = agent.keeper.bind(&id, binding).instrument(tracing::debug_span!("bind")).await?;
     timing.done(Stage::Bind);
 
     timing.enter(Stage::Limits);

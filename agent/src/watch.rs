@@ -33,6 +33,13 @@ impl Hub {
         }
     }
 
+    /// Sandboxes were found that a controller before this agent's time had a policy for: it is missed from now on.
+    pub(crate) fn missed(&self) {
+        if *lock(&self.watchers) == 0 {
+            self.unwatched.send_replace(Some(Instant::now()));
+        }
+    }
+
     /// Since when nobody watches, if somebody did before.
     pub(crate) fn watched(&self) -> watch::Receiver<Option<Instant>> {
         self.unwatched.subscribe()
@@ -96,7 +103,7 @@ impl Agent {
     /// Images came or went.
     pub(crate) fn images_changed(&self) {
         self.hub.tell(Kind::Images(agent::Images { references: self.image_names() }));
-        self.mark_images_changed();
+        self.pool.look_again();
     }
 
     /// How everything is now.

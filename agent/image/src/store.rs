@@ -98,6 +98,11 @@ impl Store {
         Ok(self.snapshot()?.resolve(reference)?.cloned())
     }
 
+    /// Whether `reference` means the image with this digest: [`Store::resolve`] for callers that have the image already.
+    pub fn means(&self, reference: &str, digest: &str) -> Result<bool> {
+        Ok(self.snapshot()?.resolve(reference)?.is_some_and(|image| image.digest == digest))
+    }
+
     /// All images that have a name.
     pub fn list(&self) -> Result<Vec<Image>> {
         Ok(self.snapshot()?.list())

@@ -4,23 +4,21 @@ mod record;
 mod tail;
 
 use crate::Agent;
+use crate::async_fd::Changes;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
-use crate::{async_fd, is_instance_id};
+use crate::is_instance_id;
 use fsb_host::paths::Paths;
 use fsb_proto::agent::{LogFile, LogsRequest};
 use fsb_proto::fastpath::LogChunk;
 use futures_util::stream::Stream;
-use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, WatchDescriptor};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 use tail::Tail;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -85,7 +83,7 @@ async fn pump(
     loop {
         // Both before the read: what happens after them is seen in the next round.
         if let Some(growth) = &mut growth {
-            growth.clear()?;
+            growth.changes.clear()?;
             growth.watch(&tail)?;
         }
         let over = match &follow {
@@ -107,7 +105,7 @@ async fn pump(
             continue;
         }
         tokio::select! {
-            grown = growth.wait() => grown?,
+            grown = growth.changes.wait() => grown?,
             () = instance.until(|state| state.end.is_some().then_some(())) => {}
         }
     }
@@ -117,23 +115,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-struct Watcher(Inotify);
-
-impl AsRawFd for Watcher {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-impl AsFd for Watcher {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// Wakes up when a log grows or is rotated (inotify(7)).
+/// Wakes up when a log grows or is rotated.
 struct Growth {
-    inotify: AsyncFd<Watcher>,
+    changes: Changes,
     directory: PathBuf,
     watched: Option<(u64, WatchDescriptor)>,
     for_new: Option<WatchDescriptor>,
@@ -141,20 +125,14 @@ struct Growth {
 
 impl Growth {
     fn new(path: PathBuf) -> io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let directory = path.parent().map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        Ok(Self {
-            inotify: async_fd::register(Watcher(inotify), Interest::READABLE)?,
-            directory,
-            watched: None,
-            for_new: None,
-        })
+        Ok(Self { changes: Changes::new()?, directory, watched: None, for_new: None })
     }
 
     /// Watches the file that is being written; where there is none, or it was renamed and no new one came yet, also
     /// the directory.
     fn watch(&mut self, tail: &Tail) -> io::Result<()> {
-        let inotify = &self.inotify.get_ref().0;
+        let inotify = self.changes.inotify();
         let current = tail.current();
         if self.watched.map(|(number, _)| number) != current.map(|(_, number)| number) {
             if let Some((_, old)) = self.watched.take() {
@@ -183,28 +161,6 @@ impl Growth {
     fn stale(&self, tail: &Tail) -> bool {
         let current = tail.current().map(|(_, number)| number);
         self.watched.map(|(number, _)| number) != current || tail.in_place() == self.for_new.is_some()
-    }
-
-    /// Throws away what has happened so far.
-    fn clear(&mut self) -> io::Result<()> {
-        loop {
-            match self.inotify.get_ref().0.read_events() {
-                Ok(_) => {}
-                Err(Errno::EAGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    async fn wait(&mut self) -> io::Result<()> {
-        loop {
-            let mut ready = self.inotify.readable().await?;
-            match ready.get_inner().0.read_events() {
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(error) => return Err(error.into()),
-                Ok(_) => return Ok(()),
-            }
-        }
     }
 }
 

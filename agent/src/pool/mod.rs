@@ -1,13 +1,14 @@
 //! The stock of paused containers. [`policy`] decides, this carries it out.
 
 pub(crate) mod policy;
+pub(crate) mod warm;
 
 use crate::Agent;
 use crate::config::MakeMode;
 use crate::error::Result;
 use crate::images::ImagePin;
 use crate::keeper::Paused;
-use crate::{lock, now_ms};
+use crate::lock;
 use fsb_host::wire::{How, Recipe};
 use fsb_proto::agent::{self, Source};
 use policy::{Bounds, Demand, View};
@@ -19,8 +20,8 @@ use tokio::sync::Notify;
 
 /// How long a refill may take.
 const MAKE_DEADLINE: Duration = Duration::from_secs(30);
-/// How long until a warm image that is not here is looked for again.
-const WARM_RETRY: Duration = Duration::from_secs(30);
+/// Nothing to do: woken up by whatever changes that.
+const IDLE_LOOK: Duration = Duration::from_secs(600);
 
 /// The stock of one recipe.
 pub(crate) struct Shelf {
@@ -65,6 +66,8 @@ pub(crate) struct Pool {
     /// Starts that wait for a container of their own.
     urgent: AtomicUsize,
     wake: Notify,
+    /// Warm images are to be looked up again.
+    look: Notify,
 }
 
 struct Urgent<'a>(&'a Pool);
@@ -91,6 +94,7 @@ impl Pool {
             last_take: Mutex::new(now),
             urgent: AtomicUsize::new(0),
             wake: Notify::new(),
+            look: Notify::new(),
         }
     }
 
@@ -208,7 +212,7 @@ impl Pool {
     /// Replaces the controller's part of the warm images.
     pub(crate) fn set_warm(&self, images: Vec<String>) {
         lock(&self.warm).1 = images;
-        self.wake.notify_one();
+        self.look.notify_one();
     }
 
     /// Names to be kept warm.
@@ -222,7 +226,7 @@ impl Pool {
 
     /// Images came or went: warm ones are looked up again.
     pub(crate) fn look_again(&self) {
-        self.wake.notify_one();
+        self.look.notify_one();
     }
 
     fn views(&self, shelves: &[Arc<Shelf>], now: Instant) -> Vec<View> {
@@ -249,17 +253,8 @@ pub(crate) async fn run(agent: Arc<Agent>) {
     if agent.pool.mode != MakeMode::Stock {
         return;
     }
-    let mut warm_at = Instant::now();
-    let mut warm_names = Vec::new();
     let mut reported = Vec::new();
     loop {
-        let now = Instant::now();
-        let names = agent.pool.warm_names();
-        if names != warm_names || now >= warm_at || agent.take_images_changed() {
-            let missing = find_warm(&agent, &names).await;
-            warm_at = now + if missing { WARM_RETRY } else { Duration::from_secs(600) };
-            warm_names = names;
-        }
         let again = step(&agent);
         let report = agent.pool.report();
         if report != reported {
@@ -267,10 +262,9 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             agent.hub.stock(report.clone());
             reported = report;
         }
-        let wait = again.unwrap_or(Duration::from_secs(600)).min(warm_at.saturating_duration_since(Instant::now()));
         tokio::select! {
             () = agent.pool.wake.notified() => {}
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(again.unwrap_or(IDLE_LOOK)) => {}
             () = agent.shutdown.cancelled() => return,
         }
     }
@@ -337,41 +331,4 @@ async fn refill(agent: Arc<Agent>, shelf: Arc<Shelf>) {
         tracing::warn!(image = shelf.reference, error, "a paused container could not be made");
     }
     agent.pool.wake.notify_one();
-}
-
-/// Finds out which recipes are to be kept warm. Says whether one is missing.
-async fn find_warm(agent: &Arc<Agent>, names: &[String]) -> bool {
-    let mut recipes = HashSet::new();
-    let mut missing = false;
-    for name in names {
-        let image = match agent.images.store.resolve(name) {
-            Ok(Some(image)) => Ok(image),
-            Ok(None) => {
-                let pull = agent.images.store.pull(name, fsb_proto::domain::PullPolicy::Missing, |_| {});
-                tokio::select! {
-                    pulled = pull => pulled,
-                    () = agent.shutdown.cancelled() => return false,
-                }
-            }
-            Err(error) => Err(error),
-        };
-        let found = image.map_err(|error| error.to_string()).and_then(|image| {
-            let overlay = fsb_host::wire::Overlay::Disk;
-            agent.resolved(name, image, "", overlay).map_err(|error| error.to_string())
-        });
-        match found {
-            Ok(resolved) => {
-                // A shelf that was dropped while its image was cached comes back.
-                let shelf = resolved.shelf.clone();
-                lock(&agent.pool.shelves).entry(shelf.recipe.clone()).or_insert(shelf.clone());
-                recipes.insert(shelf.recipe.clone());
-            }
-            Err(error) => {
-                tracing::warn!(image = name, error, at_ms = now_ms(), "no paused containers for a warm image");
-                missing = true;
-            }
-        }
-    }
-    *lock(&agent.pool.warm_recipes) = recipes;
-    missing
 }
