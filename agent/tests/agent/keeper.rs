@@ -5,8 +5,8 @@
 //! runs), anything else runs until it is killed.
 
 use fsb_host::wire::{
-    Binding, End, FromKeeper, How, KEEPER_FD, MAX_MESSAGE, Made, Make, MakeFailed, Record, Stage, ToKeeper, decode,
-    encode,
+    Binding, End, FromKeeper, How, KEEPER_FD, MAX_MESSAGE, Made, Make, MakeFailed, Recipe, Record, Stage, ToKeeper,
+    decode, encode,
 };
 use fsb_host::{pidfd, socket};
 use fsb_park::handoff::{HEADER, Header, INLINE, Stage as HandoffStage, Strings};
@@ -111,6 +111,10 @@ impl Keeper {
 
     pub fn binding(&self, id: &str) -> Option<Binding> {
         self.lock().entries.get(id).and_then(|entry| entry.record.binding.clone())
+    }
+
+    pub fn recipe(&self, id: &str) -> Recipe {
+        self.lock().entries[id].record.made.recipe.clone()
     }
 
     pub fn ids(&self) -> Vec<String> {

@@ -5,7 +5,7 @@ use fsb_agent::{Agent, Config};
 use fsb_image::{Import, Store};
 use fsb_proto::agent::{Claim, CreateRequest, Instance, InstancePhase};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +25,13 @@ pub struct Node {
 impl Node {
     /// With these variables over the defaults of the tests.
     pub async fn new(vars: &[(&str, &str)]) -> Self {
+        Self::with(vars, |_| ()).await
+    }
+
+    /// The same, with files that are there before the agent is.
+    pub async fn with(vars: &[(&str, &str)], before: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("fsba").tempdir_in("/tmp").unwrap();
+        before(dir.path());
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let mut env: BTreeMap<String, String> = [
             ("POD_NAME", "a".to_owned()),
@@ -80,6 +86,13 @@ impl Node {
         .await;
         assert!(self.agent.snapshot().instances.is_empty());
     }
+}
+
+/// Puts the image into the store of the node, as another agent would.
+pub async fn import_as(node: &Node, reference: &str) {
+    let store = Store::open(node.config.paths.images()).unwrap();
+    let import = Import { reference: reference.into(), cmd: vec!["other".into()], ..Default::default() };
+    store.import(node.dir.path().join("rootfs.tar"), import).await.unwrap();
 }
 
 async fn import(dir: &TempDir, config: &Config) {

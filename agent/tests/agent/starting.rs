@@ -240,3 +240,30 @@ async fn a_newer_generation_ends_the_older_one_before_it_starts() {
     let error = node.agent.start(first).await.unwrap_err();
     assert!(matches!(error.cause, Error::Stale { asked: 1, known: 2, .. }), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_are_part_of_the_recipe_and_may_wrap_the_command() {
+    let node = Node::with(&[("FSB_MAKE", "cast"), ("FSB_PLUGIN_WRAP", "helper")], |dir| {
+        std::fs::create_dir(dir.join("infra")).unwrap();
+        std::fs::write(dir.join("infra/helper"), "").unwrap();
+        std::os::unix::fs::symlink("/etc/shadow", dir.join("infra/shadow")).unwrap();
+    })
+    .await;
+    let started = node.agent.start(request("serve now")).await.unwrap();
+    assert_eq!(node.keeper.handed(&started.instance_id).argv, ["/.fs/helper", "--", "serve", "now"]);
+    let plugins = node.keeper.recipe(&started.instance_id).plugins;
+    assert_eq!(plugins.len(), 1, "what leads out of the allowed paths is not mounted: {plugins:?}");
+    assert_eq!(plugins[0].target.to_str(), Some("/.fs/helper"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_writable_layer_is_never_taken_from_the_usual_stock() {
+    let node = Node::new(&[("WARM_IMAGES", IMAGE), ("POOL_PER_IMAGE", "1")]).await;
+    node.stocked(1).await;
+    let mut capped = request("run");
+    capped.resources = Some(Resources { disk_bytes: 1 << 20, ..Default::default() });
+    let started = node.agent.start(capped).await.unwrap();
+    assert_eq!(started.source, Source::Cast);
+    let overlay = node.keeper.recipe(&started.instance_id).overlay;
+    assert_eq!(overlay, fsb_host::wire::Overlay::Tmpfs { bytes: 1 << 20 });
+}

@@ -1,6 +1,6 @@
 //! What controllers see, and what happens when they are gone.
 
-use crate::node::{Node, eventually, request};
+use crate::node::{Node, eventually, import_as, request};
 use fsb_proto::agent::event::Event;
 use fsb_proto::agent::{CreateRequest, InstancePhase};
 use futures_util::StreamExt;
@@ -66,4 +66,34 @@ async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_
     drop(events);
     eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
     assert_eq!(node.phase(&manual), Some(InstancePhase::Running));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_does_not_come_back_after_a_restart_is_missed_too() {
+    let mut node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let auto = CreateRequest { failure_policy: 1, recovery_timeout_seconds: 1, ..request("run") };
+    let auto = node.agent.start(auto).await.unwrap().instance_id;
+    node.restart().await;
+    assert_eq!(node.phase(&auto), Some(InstancePhase::Running));
+    eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_that_another_agent_of_the_node_brings_are_told() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let mut events = Box::pin(node.agent.watch());
+    events.next().await.unwrap().unwrap();
+    import_as(&node, "other").await;
+    loop {
+        if let Event::Images(images) = events.next().await.unwrap().unwrap().event.unwrap() {
+            break assert!(images.references.contains(&"docker.io/library/other:latest".to_owned()), "{images:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_comes_later_is_kept_warm_as_soon_as_it_is_there() {
+    let node = Node::new(&[("WARM_IMAGES", "127.0.0.1:1/late"), ("POOL_PER_IMAGE", "1")]).await;
+    import_as(&node, "127.0.0.1:1/late").await;
+    eventually("it is in stock", || node.agent.stock("127.0.0.1:1/late") == 1).await;
 }
