@@ -1,9 +1,13 @@
 //! Several agents: slots, ports, pools and namespaces.
 
-use crate::node::{Calls, Node, block_on, shell};
+use crate::node::{Calls, Node, PATIENCE, block_on, shell};
+use fsb_proto::agent::agent_service_client::AgentServiceClient;
+use fsb_proto::agent::{Source, StatusRequest};
 use fsb_proto::fastpath::{ConsistencyMode, CreateRequest, FailurePolicy, GetRequest, ListAgentsRequest};
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 use tonic::Code;
+use tonic::transport::Channel;
 
 #[test]
 fn three_agents_share_the_load_and_a_full_pool_says_so() {
@@ -51,7 +55,7 @@ fn a_port_is_one_sandboxs_on_an_agent_and_free_again_when_it_ends() {
                 stream.read_to_string(&mut answer).unwrap();
                 break;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert_eq!(answer, "hello\n");
         client.until("a", "Succeeded").await;
@@ -127,4 +131,33 @@ fn strong_mode_has_written_the_claim_when_it_answers() {
         assert_eq!(client.info("broken").await.unwrap_err().code(), Code::NotFound);
     });
     node.finish();
+}
+
+#[test]
+fn a_warm_image_has_paused_containers_and_a_start_takes_one_and_is_refilled() {
+    let node = Node::up(&["--warm-image", "busybox"]);
+    block_on(async {
+        let mut agent = node.agent("agent-1").await;
+        let full = stock(&mut agent, 5).await;
+        let mut client = node.client().await;
+        client.create("warm", "sleep 100").await.unwrap();
+        let snapshot = agent.status(StatusRequest {}).await.unwrap().into_inner();
+        assert_eq!(snapshot.instances[0].source, Source::Stock as i32, "{:?}", snapshot.instances);
+        stock(&mut agent, full).await;
+    });
+    node.finish();
+}
+
+/// Waits until at least so many containers are paused.
+async fn stock(agent: &mut AgentServiceClient<Channel>, least: i32) -> i32 {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let snapshot = agent.status(StatusRequest {}).await.unwrap().into_inner();
+        let paused = snapshot.stock.iter().map(|stock| stock.paused).sum();
+        if paused >= least {
+            return paused;
+        }
+        assert!(Instant::now() < end, "{paused} of {least} are paused");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
