@@ -140,6 +140,11 @@ impl Agents {
         }
     }
 
+    /// From when to when an agent was last out of reach, Unix milliseconds.
+    pub fn outage(&self, name: &str) -> Option<(i64, i64)> {
+        self.get(name)?.view().outage
+    }
+
     fn standing_of_unknown(&self, gone: bool) -> Standing {
         if gone {
             return Standing::Restarted;
@@ -168,7 +173,11 @@ impl Agents {
         let agent = match by_name.get(&name) {
             Some(agent) if agent.target != *target => return None,
             Some(agent) => {
-                *agent.view() = view;
+                let mut before = agent.view();
+                let outage = before.outage.map(|(from, _)| (from, clock::now_ms()));
+                *before = view;
+                before.outage = outage;
+                drop(before);
                 agent.clone()
             }
             None => {

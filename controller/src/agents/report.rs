@@ -26,8 +26,12 @@ pub(super) fn snapshot(core: &Arc<Core>, agent: &Arc<Agent>) {
 pub(super) fn event(core: &Arc<Core>, agent: &Arc<Agent>, event: agent::Event) {
     match event.event {
         Some(Kind::Snapshot(whole)) => {
-            let began = agent.view().began;
-            *agent.view() = super::View::new(whole, began);
+            {
+                let mut view = agent.view();
+                let (began, outage) = (view.began, view.outage);
+                *view = super::View::new(whole, began);
+                view.outage = outage;
+            }
             snapshot(core, agent);
         }
         Some(Kind::Instance(instance)) => {

@@ -104,7 +104,13 @@ async fn session(
 /// The stream is gone; the agent is lost when it does not come back in time.
 fn down(core: &Arc<Core>, agent: &Arc<Agent>, lost: bool) {
     core.registry.set_healthy(&agent.name, false);
-    agent.view().link = Link::Down;
+    {
+        let mut view = agent.view();
+        view.link = Link::Down;
+        // An agent that fell silent has counted from the last moment at which it could have been heard.
+        let silent = if lost { core.timing.agent_lost_after.as_millis() as i64 } else { 0 };
+        view.outage = Some((clock::now_ms() - silent, i64::MAX));
+    }
     if lost {
         return declare_lost(core, agent);
     }

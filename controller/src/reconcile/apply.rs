@@ -98,6 +98,7 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
         leftovers: &leftovers,
         pushed: pushed.as_ref(),
         confirmed_gone: known.purged,
+        outage: status.agent.as_ref().and_then(|agent| core.agents.outage(&agent.name)),
         now_ms: clock::now_ms(),
         orphan_timeout_ms: core.timing.orphan_timeout.as_millis() as i64,
     };

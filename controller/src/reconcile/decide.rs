@@ -87,6 +87,8 @@ pub struct Facts<'a> {
     pub pushed: Option<&'a Policy>,
     /// An agent has said that nothing of the current instance is left, logs included.
     pub confirmed_gone: bool,
+    /// From when to when the agent was last out of reach, Unix milliseconds.
+    pub outage: Option<(i64, i64)>,
     /// Unix milliseconds.
     pub now_ms: i64,
     /// How long a refused claim's sandbox may run.
@@ -347,7 +349,7 @@ fn running(facts: &Facts<'_>) -> Step {
     match &facts.current {
         // A claim that runs has an agent; one that lost it in a damaged document starts anew.
         None => change(claim, |claim| begin_next_generation(claim, false)),
-        Some(Standing::Present(seen)) if seen.life == Life::Ended => match stopped_by_its_agent(claim, seen) {
+        Some(Standing::Present(seen)) if seen.life == Life::Ended => match stopped_by_its_agent(facts, seen) {
             true => change(claim, |claim| {
                 begin_next_generation(claim, true);
                 claim.status.reason = "AgentLost".into();
@@ -377,11 +379,21 @@ fn same_to_agent(a: &Policy, b: &Policy) -> bool {
 }
 
 /// An agent that is cut off stops its AutoRecreate sandboxes when their recovery timeout is over. That is no end of
-/// the sandbox: it goes on elsewhere.
-fn stopped_by_its_agent(claim: &Claim, seen: &Observed) -> bool {
-    claim.policy.failure == FailurePolicy::AutoRecreate
-        && (seen.reason == "AgentLost" || (claim.status.agent_lost_at_ms.is_some() && seen.reason == "Signaled"))
+/// the sandbox, whatever its process makes of the signal: it goes on elsewhere.
+fn stopped_by_its_agent(facts: &Facts<'_>, seen: &Observed) -> bool {
+    let policy = &facts.claim.policy;
+    if policy.failure != FailurePolicy::AutoRecreate {
+        return false;
+    }
+    let cut_off_for_long = facts.outage.is_some_and(|(from, to)| {
+        let stop = from.saturating_add(i64::from(policy.recovery_seconds) * 1000 - OUTAGE_MARGIN_MS);
+        (stop..=to).contains(&seen.finished_at_ms)
+    });
+    seen.reason == "AgentLost" || cut_off_for_long
 }
+
+/// Agent and controller see the end of their stream at about the same time.
+const OUTAGE_MARGIN_MS: i64 = 500;
 
 fn ended(claim: &mut Claim, seen: &Observed) {
     let status = &mut claim.status;

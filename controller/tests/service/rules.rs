@@ -181,6 +181,19 @@ async fn an_agent_that_is_back_in_time_keeps_its_sandboxes() {
 
 // Rule 5
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_cut_off_agent_has_stopped_by_itself_is_started_again_and_not_taken_for_an_end() {
+    let mut world = World::new(1).await;
+    world.try_create(auto("a", 1)).await.unwrap();
+    let before = world.until("a", "persisted", |info| info.persisted).await;
+    world.agents[0].kill();
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    world.agents[0].state().end(&before.instance_id, 0, "Exited");
+    world.agents[0].serve();
+    world.until("a", "new", |info| info.phase == "Running" && info.instance_generation == 2).await;
+}
+
+// Rule 5
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_comes_back_without_a_sandbox_has_lost_it_at_once() {
     let mut world = World::new(1).await;
     world.timing.agent_lost_after = Duration::from_secs(60);

@@ -47,6 +47,7 @@ fn facts<'a>(claim: &'a Claim, current: Option<Standing>, leftovers: &'a [Standi
         leftovers,
         pushed: None,
         confirmed_gone: false,
+        outage: None,
         now_ms: NOW,
         orphan_timeout_ms: 10_000,
     }
@@ -127,10 +128,24 @@ fn auto_recreate_waits_for_its_timeout_from_the_moment_of_the_loss() {
 
 #[test]
 fn a_sandbox_that_its_cut_off_agent_has_stopped_goes_on_elsewhere() {
-    let mut waiting = claim(Running, FailurePolicy::AutoRecreate);
-    waiting.status.agent_lost_at_ms = Some(NOW - 1);
-    let after = changed(next(&waiting, Some(seen(Life::Ended, Some(143), "Signaled"))));
-    assert_eq!((after.status.phase, after.status.generation), (Pending, 2));
+    let end_at = |finished_at_ms: i64, code: i32, reason: &str| {
+        let Standing::Present(mut seen) = seen(Life::Ended, Some(code), reason) else { unreachable!() };
+        seen.finished_at_ms = finished_at_ms;
+        Some(Standing::Present(seen))
+    };
+    let after = |failure, current, outage| {
+        let running = claim(Running, failure);
+        let after = changed(decide(&Facts { outage, ..facts(&running, current, &[]) }));
+        (after.status.phase, after.status.generation)
+    };
+    let (auto, manual) = (FailurePolicy::AutoRecreate, FailurePolicy::Manual);
+    let outage = Some((NOW, NOW + 65_000));
+    assert_eq!(after(auto, end_at(NOW + 60_000, 143, "Signaled"), outage), (Pending, 2));
+    assert_eq!(after(auto, end_at(NOW + 60_000, 0, "Exited"), outage), (Pending, 2), "it handled the signal");
+    assert_eq!(after(auto, end_at(NOW, 143, "AgentLost"), None), (Pending, 2));
+    assert_eq!(after(auto, end_at(NOW + 5_000, 0, "Exited"), outage), (Succeeded, 1), "it ended by itself before");
+    assert_eq!(after(auto, end_at(NOW + 70_000, 1, "Exited"), outage), (Failed, 1), "it ended by itself after");
+    assert_eq!(after(manual, end_at(NOW + 60_000, 143, "Signaled"), outage), (Failed, 1));
 }
 
 // F1
