@@ -1,6 +1,6 @@
 //! What can go wrong, in words for the caller, and how it travels over gRPC.
 
-use crate::start::Stage;
+use crate::stage::Stage;
 use fsb_proto::{Invalid, Refusal};
 use std::io;
 use std::time::Duration;

@@ -2,7 +2,9 @@
 
 use crate::Agent;
 use crate::error::{Error, StartError};
-use crate::start::{self, DEFAULT_DEADLINE, Order, Stage};
+use crate::order::Order;
+use crate::stage::Stage;
+use crate::start::{self, DEFAULT_DEADLINE};
 use crate::{now_ms, quantity};
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Query, State};

@@ -3,7 +3,7 @@
 use crate::instance::source_word;
 use crate::lock;
 use crate::pool::Shelf;
-use crate::start::Stage;
+use crate::stage::Stage;
 use fsb_proto::agent;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;

@@ -3,6 +3,7 @@
 use crate::Agent;
 use crate::error::Error;
 use crate::images::image_error;
+use crate::order::{self, Order};
 use crate::start::{self, DEFAULT_DEADLINE, LONGEST_DEADLINE};
 use crate::{lock, logs, stop};
 use fsb_image::{Image, Import};
@@ -66,7 +67,7 @@ async fn detached<T: Send + 'static>(
 impl AgentService for Service {
     async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {
         let within = deadline(request.metadata());
-        let order = start::Order::from_wire(request.get_ref())?;
+        let order = Order::from_wire(request.get_ref())?;
         let started = start::create(&self.0, order, within).await?;
         Ok(Response::new(CreateResponse {
             instance_id: started.instance_id,
@@ -93,7 +94,7 @@ impl AgentService for Service {
             .map_err(|_| fsb_proto::Invalid::new("recovery_timeout_seconds", "must not be negative"))?;
         {
             let mut state = instance.state();
-            state.binding.recreate_after_seconds = start::recreate_after(policy, recovery);
+            state.binding.recreate_after_seconds = order::recreate_after(policy, recovery);
             if !request.claim_document.is_empty() {
                 state.binding.document = request.claim_document;
             }

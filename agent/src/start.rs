@@ -5,26 +5,23 @@
 //! come after the answer.
 
 use crate::Agent;
-use crate::admission::{Ask, Decision, Ticket};
+use crate::admission::{Decision, Ticket};
 use crate::command;
 use crate::error::{Error, Result, StartError};
 use crate::images::Resolved;
 use crate::instance::{Instance, Phase, source_word};
 use crate::keeper::Paused;
 use crate::metrics::Timing;
+use crate::order::Order;
+use crate::stage::Stage;
 use crate::undo::Undo;
 use crate::{lock, now_ms, stop};
 use fsb_host::cgroup::{self, Limits};
 use fsb_host::handoff::{self, Outcome};
 use fsb_host::late;
-use fsb_host::wire::{Binding, Overlay};
-use fsb_proto::domain::{
-    DEFAULT_GRACE_SECONDS, DEFAULT_MEMORY_BYTES, DEFAULT_NAMESPACE, DEFAULT_PIDS, DEFAULT_RECOVERY_SECONDS,
-    FailurePolicy, PullPolicy,
-};
-use fsb_proto::{Invalid, SandboxSpec, agent};
-use std::fmt;
-use std::hash::{Hash, Hasher};
+use fsb_host::wire::Binding;
+use fsb_proto::agent;
+use fsb_proto::domain::{DEFAULT_MEMORY_BYTES, DEFAULT_PIDS};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -43,65 +40,6 @@ const ATTEMPTS: usize = 3;
 /// The limits that every paused container was made with.
 const MADE_WITH: Limits = Limits { memory_bytes: DEFAULT_MEMORY_BYTES, pids: DEFAULT_PIDS, cpu_millis: None };
 
-/// A step of the start path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stage {
-    Admission,
-    Image,
-    Take,
-    Bind,
-    Limits,
-    Late,
-    HandOff,
-    Exec,
-    Acknowledge,
-}
-
-impl Stage {
-    pub(crate) const ALL: [Stage; 9] = [
-        Stage::Admission,
-        Stage::Image,
-        Stage::Take,
-        Stage::Bind,
-        Stage::Limits,
-        Stage::Late,
-        Stage::HandOff,
-        Stage::Exec,
-        Stage::Acknowledge,
-    ];
-
-    /// Its name in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Admission => "admission",
-            Self::Image => "image",
-            Self::Take => "take",
-            Self::Bind => "bind",
-            Self::Limits => "limits",
-            Self::Late => "late",
-            Self::HandOff => "hand-off",
-            Self::Exec => "exec",
-            Self::Acknowledge => "acknowledge",
-        }
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Admission => "admitting it",
-            Self::Image => "looking for its image",
-            Self::Take => "taking a container",
-            Self::Bind => "recording it",
-            Self::Limits => "setting its limits",
-            Self::Late => "making its working directory",
-            Self::HandOff => "handing over the command",
-            Self::Exec => "executing the program",
-            Self::Acknowledge => "waiting for its record",
-        })
-    }
-}
-
 /// A sandbox that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Started {
@@ -113,89 +51,6 @@ pub struct Started {
     pub source: agent::Source,
     /// It was there already.
     pub existed: bool,
-}
-
-/// A create that is known to be right in itself.
-pub(crate) struct Order {
-    pub(crate) spec: SandboxSpec,
-    pub(crate) pull: PullPolicy,
-    /// `None` = the caller knows no generations.
-    pub(crate) generation: Option<i64>,
-    pub(crate) binding: Binding,
-    pub(crate) request_id: String,
-}
-
-impl Order {
-    /// Checks a request of the wire.
-    pub(crate) fn from_wire(wire: &agent::CreateRequest) -> Result<Self, Invalid> {
-        let spec = SandboxSpec::from_agent(wire)?;
-        let claim = wire.claim.clone().unwrap_or_default();
-        if claim.uid.is_empty() {
-            return Err(Invalid::new("claim.uid", "must not be empty"));
-        }
-        if claim.generation < 0 {
-            return Err(Invalid::new("claim.generation", "must not be negative"));
-        }
-        for (field, text) in [("claim.uid", &claim.uid), ("claim.name", &claim.name), ("alias", &wire.alias)] {
-            if text.len() > 253 || text.chars().any(char::is_control) {
-                return Err(Invalid::new(field, "must be at most 253 bytes without control characters"));
-            }
-        }
-        let grace = u32::try_from(wire.grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS as i32))
-            .map_err(|_| Invalid::new("grace_period_seconds", "must not be negative"))?;
-        let recovery = u32::try_from(wire.recovery_timeout_seconds)
-            .map_err(|_| Invalid::new("recovery_timeout_seconds", "must not be negative"))?;
-        let binding = Binding {
-            namespace: if claim.namespace.is_empty() { DEFAULT_NAMESPACE.to_owned() } else { claim.namespace },
-            claim: claim.name,
-            claim_uid: claim.uid,
-            generation: claim.generation,
-            alias: wire.alias.clone(),
-            image: wire.image.clone(),
-            ports: spec.ports.iter().copied().collect(),
-            grace_seconds: grace,
-            recreate_after_seconds: recreate_after(FailurePolicy::from_wire(wire.failure_policy)?, recovery),
-            created_at_ms: now_ms(),
-            spec_hash: spec_hash(&spec),
-            document: wire.claim_document.clone(),
-            ..Default::default()
-        };
-        Ok(Self {
-            spec,
-            pull: PullPolicy::from_wire(wire.pull_policy)?,
-            generation: Some(claim.generation),
-            binding,
-            request_id: wire.request_id.clone(),
-        })
-    }
-
-    fn ask(&self) -> Ask<'_> {
-        Ask {
-            uid: &self.binding.claim_uid,
-            generation: self.generation,
-            spec_hash: self.binding.spec_hash,
-            alias: &self.binding.alias,
-            ports: &self.spec.ports,
-        }
-    }
-
-    fn overlay(&self) -> Overlay {
-        self.spec.resources.disk_bytes.map_or(Overlay::Disk, |bytes| Overlay::Tmpfs { bytes })
-    }
-
-    fn limits(&self) -> Limits {
-        let resources = &self.spec.resources;
-        Limits { memory_bytes: resources.memory(), pids: resources.max_pids(), cpu_millis: resources.cpu_millis }
-    }
-}
-
-/// After how many seconds without a controller the agent stops the sandbox itself; 0 = never.
-pub(crate) fn recreate_after(policy: FailurePolicy, seconds: u32) -> u32 {
-    match policy {
-        FailurePolicy::Manual => 0,
-        FailurePolicy::AutoRecreate if seconds == 0 => DEFAULT_RECOVERY_SECONDS,
-        FailurePolicy::AutoRecreate => seconds,
-    }
 }
 
 /// Starts a sandbox, detached from its caller: a client that hangs up never leaves half of one. What is left to do
@@ -497,22 +352,4 @@ async fn existed(instance: &Arc<Instance>, within: Duration, deadline: Instant) 
     });
     let waited = tokio::time::timeout_at(deadline, waited).await;
     waited.unwrap_or_else(|_| Err(StartError::new(Stage::Admission, Error::Deadline(within))))
-}
-
-/// FNV-1a: the same for every build, since it is kept in records.
-fn spec_hash(spec: &SandboxSpec) -> u64 {
-    struct Fnv(u64);
-    impl Hasher for Fnv {
-        fn finish(&self) -> u64 {
-            self.0
-        }
-        fn write(&mut self, bytes: &[u8]) {
-            for byte in bytes {
-                self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-            }
-        }
-    }
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    spec.hash(&mut hasher);
-    hasher.finish()
 }

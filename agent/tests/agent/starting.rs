@@ -267,3 +267,50 @@ async fn a_capped_writable_layer_is_never_taken_from_the_usual_stock() {
     let overlay = node.keeper.recipe(&started.instance_id).overlay;
     assert_eq!(overlay, fsb_host::wire::Overlay::Tmpfs { bytes: 1 << 20 });
 }
+
+/// Runs on one thread, so that the subscriber of this thread hears everything.
+#[tokio::test]
+async fn every_event_of_a_start_carries_its_request_and_its_claim() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _heard = tracing::subscriber::set_default(subscriber);
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let traced = |command: &str| {
+        let request = request(command);
+        fsb_proto::agent::CreateRequest { request_id: "request-7".into(), ..request }
+    };
+    let id = node.agent.start(traced("run")).await.unwrap().instance_id;
+    node.agent.start(traced("fail 2")).await.unwrap_err();
+    eventually("both are logged", || log.text().contains("a start was refused")).await;
+    let text = log.text();
+    for wanted in ["\"started\"", "a start was refused"] {
+        let line = text.lines().find(|line| line.contains(wanted)).unwrap();
+        assert!(line.contains("request-7") && line.contains("uid-box-"), "{line}");
+    }
+    assert!(text.lines().any(|line| line.contains("\"started\"") && line.contains(&id)));
+}
+
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
