@@ -272,7 +272,12 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        for entry in self.lock().entries.values() {
+        let mut state = self.lock();
+        // What its agent still asks for in the background leaves nothing either.
+        state.mood.ignores_makes = true;
+        state.mood.ignores_handoffs = true;
+        state.agent = None;
+        for entry in state.entries.values() {
             let _ = pidfd::kill(&entry.pidfd, Signal::SIGKILL);
         }
     }
