@@ -17,6 +17,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         let due = match next {
             Some((due, instance)) if due <= Instant::now() => {
                 tracing::warn!(instance = %instance.id(), "no controller for too long: stopping it");
+                instance.state().binding.cut_off = true;
                 stop::begin(&agent, &instance, None);
                 continue;
             }

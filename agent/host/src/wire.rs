@@ -168,6 +168,8 @@ pub struct Binding {
     pub remove: bool,
     /// With its logs.
     pub remove_logs: bool,
+    /// The agent stopped it by itself, since no controller had watched for `recreate_after_seconds`.
+    pub cut_off: bool,
 }
 
 /// How an instance ended.

@@ -66,6 +66,8 @@ async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_
     drop(events);
     eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
     assert_eq!(node.phase(&manual), Some(InstancePhase::Running));
+    let ended = node.agent.snapshot().instances.into_iter().find(|instance| instance.instance_id == auto);
+    assert_eq!(ended.unwrap().reason, "AgentLost", "the next controller starts it again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
