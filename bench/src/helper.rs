@@ -6,6 +6,7 @@ use crate::protocol::{Answer, Ask, Line};
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -179,6 +180,16 @@ impl Helper {
         match self.ask(&Ask::Start { cell: cell.to_owned(), payload })? {
             Answer::Started(started) => Ok(started),
             other => bail!("unexpected answer {other:?}"),
+        }
+    }
+}
+
+impl Helper {
+    /// Where the time of the starts so far went, in mean microseconds; empty if it cannot say.
+    pub fn stages(&mut self) -> BTreeMap<String, f64> {
+        match self.ask(&Ask::Stages) {
+            Ok(Answer::Stages(stages)) => stages,
+            _ => BTreeMap::new(),
         }
     }
 }

@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut launcher = Launcher::open(args)?;
     line.serve(|ask| match ask {
         Ask::Start { cell, payload } => Ok(Answer::Started(launcher.start(&cell, payload)?)),
-        Ask::Hold { .. } => bail!("a launcher holds nothing"),
+        Ask::Hold { .. } | Ask::Stages => bail!("a launcher only starts"),
     })?;
     Ok(())
 }

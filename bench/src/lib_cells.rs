@@ -14,6 +14,7 @@ use crate::rpc::request;
 use crate::workspace::Workspace;
 use anyhow::{Context, bail};
 use fsb_agent::{Agent, Config};
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,6 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut cells = Cells { runtime, agent, logs, stock, count: 0 };
     line.serve(|ask| match ask {
         Ask::Start { payload, .. } => Ok(Answer::Started(cells.start(payload)?)),
+        Ask::Stages => Ok(Answer::Stages(stages(&cells.agent.metrics_text()))),
         Ask::Hold { .. } => bail!("this helper holds nothing"),
     })?;
     Ok(())
@@ -112,6 +114,20 @@ impl Cells {
     }
 }
 
+/// Mean microseconds of each step, from the agent's own metrics.
+fn stages(metrics: &str) -> BTreeMap<String, f64> {
+    let value = |kind: &str, stage: &str| -> Option<f64> {
+        let name = format!("fsb_agent_start_stage_seconds_{kind}{{stage=\"{stage}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name))?.trim().parse().ok()
+    };
+    let names = metrics.lines().filter_map(|line| {
+        line.strip_prefix("fsb_agent_start_stage_seconds_count{stage=\"")?.split_once('"').map(|(stage, _)| stage)
+    });
+    names
+        .filter_map(|stage| Some((stage.to_owned(), value("sum", stage)? * 1e6 / value("count", stage)?.max(1.0))))
+        .collect()
+}
+
 /// The stamp in a log file: the text of its first line, after time, stream and tag.
 fn stamp(log: &Path) -> anyhow::Result<u64> {
     let text = std::fs::read_to_string(log).with_context(|| log.display().to_string())?;
@@ -125,6 +141,13 @@ fn cri_stamp(log: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_is_the_mean_of_what_the_metrics_sum_up() {
+        let metrics = "fsb_agent_start_stage_seconds_sum{stage=\"take\"} 0.004\n\
+                       fsb_agent_start_stage_seconds_count{stage=\"take\"} 2\nother 1\n";
+        assert_eq!(stages(metrics), BTreeMap::from([("take".to_owned(), 2000.0)]));
+    }
 
     #[test]
     fn the_stamp_is_the_text_of_the_first_log_line() {

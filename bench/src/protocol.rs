@@ -4,6 +4,7 @@ use crate::cell::Started;
 use crate::payload::Payload;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 
@@ -15,6 +16,8 @@ pub enum Ask {
     Start { cell: String, payload: Payload },
     /// Have so many paused containers.
     Hold { count: usize },
+    /// Say where the time of the starts so far went.
+    Stages,
 }
 
 /// To the bench.
@@ -28,6 +31,8 @@ pub enum Answer {
     Holding {
         count: usize,
     },
+    /// Mean microseconds of each step of a start.
+    Stages(BTreeMap<String, f64>),
     Failed {
         error: String,
     },
@@ -84,6 +89,7 @@ mod tests {
             Line::new(b).unwrap().serve(|ask| match ask {
                 Ask::Hold { count } => Ok(Answer::Holding { count }),
                 Ask::Start { cell, .. } => anyhow::bail!("no cell {cell}"),
+                Ask::Stages => Ok(Answer::Stages(BTreeMap::new())),
             })
         });
         let mut line = Line::new(a).unwrap();

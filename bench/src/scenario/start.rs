@@ -132,6 +132,13 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     let mut rows: Vec<Row> = units.iter().map(|unit| unit.row(cells[unit.cell].as_ref())).collect();
     rows.sort_by_key(|row| row.payload);
     add_ratios(&mut rows);
+    for cell in cells.iter_mut().filter(|cell| cell.name().starts_with("agent-")) {
+        let stages = cell.stages();
+        if !stages.is_empty() {
+            let values = stages.iter().map(|(stage, us)| (stage.as_str(), rounded(*us, 1)));
+            rows.push(Row::of_values(&format!("{}-stages-us", cell.name()), values));
+        }
+    }
     machine.warnings = warnings;
     Ok(Report { scenario: "start".into(), machine, cells: rows })
 }
