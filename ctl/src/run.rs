@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 #[derive(clap::Args)]
 #[command(after_help = "\
 With neither --image nor --file, and on a terminal, an editor opens on a template.
+Sandboxes of one agent share its network: they reach each other's ports and trust each other on it.
 
 Examples:
   fsb-ctl run --image busybox -- echo hello
