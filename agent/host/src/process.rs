@@ -169,8 +169,8 @@ mod tests {
     #[test]
     fn the_bytes_in_a_pipe_are_counted() {
         let (read, write) = nix::unistd::pipe().unwrap();
-        assert_eq!(pipe_bytes(&read), Ok(0));
+        assert_eq!(pipe_bytes(read.as_raw_fd()), Ok(0));
         nix::unistd::write(&write, b"four").unwrap();
-        assert_eq!(pipe_bytes(&read), Ok(4));
+        assert_eq!(pipe_bytes(read.as_raw_fd()), Ok(4));
     }
 }
