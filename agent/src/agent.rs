@@ -14,6 +14,7 @@ use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
 use crate::watch::Hub;
 use crate::{events, lock, lost, plugins, recover, remove};
+use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -143,7 +144,8 @@ impl Agent {
             let ledger = lock(&self.ledger);
             (ledger.capacity(), ledger.used())
         };
-        self.metrics.render(capacity, used)
+        let usage = self.config.cgroups.as_ref().map(usage::of_sandboxes).unwrap_or_default();
+        self.metrics.render(capacity, used, usage)
     }
 
     /// Takes no new sandboxes from here on; what runs goes on.
@@ -243,13 +245,10 @@ impl Agent {
 
 /// The memory that this agent and its sandboxes may use, in bytes: its cgroup's limit, or what the machine has.
 fn memory_limit(config: &Config) -> u64 {
-    let number = |path: std::path::PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let limits = config.cgroups.iter().filter_map(|tree| tree.dir("memory")).flat_map(|dir| {
-        [number(dir.join("memory.limit_in_bytes")), number(dir.join("memory.max"))].into_iter().flatten()
-    });
+    let limit = config.cgroups.as_ref().and_then(usage::memory_limit);
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
         line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
     });
-    limits.chain(machine.map(|kib| kib << 10)).min().unwrap_or(1 << 30)
+    limit.into_iter().chain(machine.map(|kib| kib << 10)).min().unwrap_or(1 << 30)
 }

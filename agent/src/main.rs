@@ -1,6 +1,7 @@
 //! fsb-agent: settings, runtime, signals. What it does is in the library.
 
 use anyhow::Context;
+use caps::Capability;
 use clap::Parser;
 use fsb_agent::{Agent, Config, Listeners, serve};
 use std::time::Duration;
@@ -10,6 +11,21 @@ use tracing_subscriber::EnvFilter;
 
 /// How long requests under way may take when the agent is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// To unpack images as they are (ownership, modes, device nodes, overlayfs' attributes), to signal and reach into
+/// sandboxes, and nothing else.
+const NEEDED: [Capability; 10] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_KILL,
+    Capability::CAP_MKNOD,
+    Capability::CAP_SETFCAP,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+];
 
 /// The node agent of Fast Sandbox. Started by fsb-keeper.
 #[derive(Parser)]
@@ -27,6 +43,7 @@ fn main() -> anyhow::Result<()> {
     let keeper = fsb_host::process::keeper_socket().context("no keeper; hint: fsb-keeper starts the agent")?;
     let args = Args::parse();
     init_tracing();
+    fsb_host::privileges::keep(&NEEDED).context("drop privileges")?;
     // One provider for everything that speaks TLS, before anything does.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = Config::parse(|key| match key {

@@ -4,6 +4,7 @@ use crate::instance::source_word;
 use crate::lock;
 use crate::pool::Shelf;
 use crate::stage::Stage;
+use fsb_host::usage::Usage;
 use fsb_proto::agent;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -45,6 +46,8 @@ pub(crate) struct Metrics {
     refill_failures: Family<ImageLabels, Counter>,
     slots: Gauge,
     used: Gauge,
+    memory: Gauge,
+    processes: Gauge,
 }
 
 impl Metrics {
@@ -58,6 +61,8 @@ impl Metrics {
             refill_failures: Family::default(),
             slots: Gauge::default(),
             used: Gauge::default(),
+            memory: Gauge::default(),
+            processes: Gauge::default(),
         };
         {
             let mut registry = lock(&metrics.registry);
@@ -68,6 +73,12 @@ impl Metrics {
             registry.register("refill_failures", "Paused containers not made", metrics.refill_failures.clone());
             registry.register("slots", "Sandboxes that may run at a time, 0 = no limit", metrics.slots.clone());
             registry.register("slots_used", "Slots in use", metrics.used.clone());
+            registry.register("sandboxes_memory_bytes", "Memory of all sandboxes", metrics.memory.clone());
+            registry.register(
+                "sandboxes_processes",
+                "Processes and threads of all sandboxes",
+                metrics.processes.clone(),
+            );
         }
         metrics
     }
@@ -99,8 +110,10 @@ impl Metrics {
         self.refill_failures.get_or_create(&ImageLabels { image: image.to_owned() }).inc();
     }
 
-    /// Everything, with the slots as they are now.
-    pub(crate) fn render(&self, capacity: u32, used: u32) -> String {
+    /// Everything, with slots and usage as they are now.
+    pub(crate) fn render(&self, capacity: u32, used: u32, usage: Usage) -> String {
+        self.memory.set(usage.memory_bytes as i64);
+        self.processes.set(usage.processes as i64);
         self.slots.set(capacity.into());
         self.used.set(used.into());
         let mut out = String::new();
@@ -171,7 +184,7 @@ mod tests {
         metrics.started(agent::Source::Unknown, true, &timing);
         metrics.refill_failed("busybox");
         metrics.stock(&[agent::Stock { image: "busybox".into(), paused: 3 }]);
-        let text = metrics.render(5, 1);
+        let text = metrics.render(5, 1, Usage { memory_bytes: 7, processes: 2 });
         for line in [
             "fsb_agent_starts_total{source=\"stock\",result=\"started\"} 1",
             "fsb_agent_starts_total{source=\"none\",result=\"failed\"} 1",

@@ -88,3 +88,19 @@ fn a_sandbox_knows_its_name_its_user_and_its_place() {
     });
     node.finish();
 }
+
+#[test]
+fn the_agent_holds_only_the_privileges_that_it_needs() {
+    let node = Node::up(&[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pids("fsb-agent")[0])).unwrap();
+    for set in ["CapEff:\t", "CapPrm:\t", "CapBnd:\t"] {
+        let bits = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+        let bits = u64::from_str_radix(bits, 16).unwrap();
+        // NET_ADMIN, NET_RAW, SYS_MODULE, SYS_RAWIO, SYS_BOOT, SYS_TIME, SETUID (capabilities(7))
+        for capability in [12, 13, 16, 17, 22, 25, 7] {
+            assert_eq!(bits >> capability & 1, 0, "{set}{bits:x} holds {capability}");
+        }
+        assert_eq!(bits >> 21 & 1, 1, "SYS_ADMIN is needed for overlayfs' attributes");
+    }
+    node.finish();
+}
