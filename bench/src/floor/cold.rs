@@ -280,8 +280,9 @@ impl Cold {
             for capability in &self.drop {
                 must(libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0) == 0);
             }
-            must(libc::setgroups(0, std::ptr::null()) == 0);
-            must(libc::setresgid(0, 0, 0) == 0 && libc::setresuid(0, 0, 0) == 0);
+            // The raw calls: glibc's would wait for the threads of the parent, which are not here (nptl(7)).
+            must(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) == 0);
+            must(libc::syscall(libc::SYS_setresgid, 0, 0, 0) == 0 && libc::syscall(libc::SYS_setresuid, 0, 0, 0) == 0);
             // struct __user_cap_header_struct and two of __user_cap_data_struct (capset(2)).
             let header: [u32; 2] = [0x2008_0522, 0];
             let (low, high) = (self.capabilities as u32, (self.capabilities >> 32) as u32);
