@@ -37,7 +37,7 @@ impl Keeper {
         let name = settings.name.as_str();
         let log = root.join(format!("{name}.out"));
         let socket = root.join(format!("{name}.sock"));
-        for dir in ["run", "state", "log"] {
+        for dir in ["state", "log"] {
             std::fs::create_dir_all(root.join(dir))?;
         }
         let mut command = Command::new("unshare");
@@ -47,7 +47,7 @@ impl Keeper {
         command.env_clear();
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("LOG_LEVEL", "warn");
-        command.env("FSB_RUN_DIR", root.join("run"));
+        command.env("FSB_RUN_DIR", workspace.run());
         command.env("FSB_STATE_DIR", root.join("state"));
         command.env("FSB_LOG_DIR", root.join("log"));
         command.env("FSB_CGROUP", format!("{}/{name}", workspace.name()));

@@ -77,7 +77,12 @@ impl Launcher {
             ),
         };
         let name = if args.hide_unified { "crun" } else { "runc" };
-        let bundles = Bundles::create(&args.root.join("peers").join(name), &rootfs, &args.cgroup)?;
+        let bundles = Bundles::create(
+            &args.root.join("peers").join(name),
+            &args.root.join("run").join(name),
+            &rootfs,
+            &args.cgroup,
+        )?;
         Ok(Self { rootfs, cold, bundles, started: 0 })
     }
 

@@ -49,18 +49,19 @@ impl Runtime {
 #[derive(Debug)]
 pub struct Bundles {
     dir: PathBuf,
+    state: PathBuf,
 }
 
 impl Bundles {
-    /// Writes them below `dir`; their containers stand in the cgroup `cgroup`.
-    pub fn create(dir: &Path, rootfs: &Path, cgroup: &str) -> anyhow::Result<Self> {
+    /// Writes them below `dir`, with the runtime's own state in `state`; their containers stand in the cgroup `cgroup`.
+    pub fn create(dir: &Path, state: &Path, rootfs: &Path, cgroup: &str) -> anyhow::Result<Self> {
         for payload in Payload::ALL {
             let bundle = dir.join(payload.name());
             std::fs::create_dir_all(&bundle).with_context(|| bundle.display().to_string())?;
             std::fs::write(bundle.join("config.json"), config(payload, rootfs, cgroup).to_string())?;
         }
-        std::fs::create_dir_all(dir.join("state"))?;
-        Ok(Self { dir: dir.to_owned() })
+        std::fs::create_dir_all(state)?;
+        Ok(Self { dir: dir.to_owned(), state: state.to_owned() })
     }
 
     /// The command line that runs `payload` in the new container `id`.
@@ -69,7 +70,7 @@ impl Bundles {
         let words = [
             program.into_os_string(),
             "--root".into(),
-            self.dir.join("state").into(),
+            self.state.clone().into(),
             "run".into(),
             "--bundle".into(),
             self.dir.join(payload.name()).into(),

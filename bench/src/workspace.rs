@@ -2,6 +2,7 @@
 
 use crate::sweep;
 use anyhow::Context;
+use nix::mount::{MsFlags, mount};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,7 +23,14 @@ impl Workspace {
         let path = root.map_or_else(|| Path::new("/tmp").join(&name), |root| root.join(&name));
         std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         let path = path.canonicalize()?;
-        Ok(Self { path, name })
+        let workspace = Self { path, name };
+        mount_run(&workspace.run())?;
+        Ok(workspace)
+    }
+
+    /// For what belongs below /run: a tmpfs, as `fsb-ctl local up` has it too.
+    pub fn run(&self) -> PathBuf {
+        self.path.join("run")
     }
 
     /// Where it lies.
@@ -34,6 +42,14 @@ impl Workspace {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// Makes `dir` with a tmpfs on it.
+fn mount_run(dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some("mode=755"))
+        .with_context(|| format!("mount {}", dir.display()))
 }
 
 /// Removes what a run that was killed has left in `root`, or in /tmp.
