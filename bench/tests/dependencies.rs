@@ -7,11 +7,12 @@ use std::process::Command;
 const MAY: [(&str, &[&str]); 10] = [
     ("fsb-proto", &[]),
     ("fsb-park", &[]),
-    ("fsb-host", &["fsb-proto", "fsb-park"]),
-    ("fsb-image", &["fsb-host"]),
-    ("fsb-spawner", &["fsb-proto", "fsb-host"]),
-    ("fsb-keeper", &["fsb-proto", "fsb-host"]),
-    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image"]),
+    ("fsb-host", &["fsb-park"]),
+    ("fsb-image", &["fsb-proto", "fsb-host"]),
+    ("fsb-spawner", &["fsb-host"]),
+    ("fsb-keeper", &["fsb-host"]),
+    // The parked program for its tests only, which play one.
+    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image", "fsb-park"]),
     ("fsb-controller", &["fsb-proto"]),
     ("fsb-ctl", &["fsb-proto"]),
     ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller"]),
