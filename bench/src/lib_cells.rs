@@ -89,10 +89,13 @@ struct Cells {
 }
 
 impl Cells {
+    fn refilled(&mut self) -> anyhow::Result<()> {
+        let Some(stock) = &mut self.stock else { return Ok(()) };
+        stock.wait(|| Ok(i32::try_from(self.agent.stock(REFERENCE))?))
+    }
+
     fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
-        if let Some(stock) = &mut self.stock {
-            stock.wait(|| Ok(i32::try_from(self.agent.stock(REFERENCE))?))?;
-        }
+        self.refilled()?;
         self.count += 1;
         let request = request(&format!("bench-{}", self.count), &[payload.path()]);
         let agent = self.agent.clone();
@@ -109,6 +112,8 @@ impl Cells {
         self.runtime
             .block_on(async { tokio::time::timeout(PATIENCE, agent.stop_and_remove(&id)).await })
             .with_context(|| format!("{id} is not gone after {PATIENCE:?}"))??;
+        // The next sample, of whatever cell, must not meet this one's refill.
+        self.refilled()?;
         ended.with_context(|| format!("{id} did not end within {PATIENCE:?}"))??;
         Ok(Started { called_ns, stamp_ns: stamp?, source: Source::from_wire(started.source as i32) })
     }

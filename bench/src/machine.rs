@@ -1,6 +1,7 @@
 //! What was measured on: without it a figure means nothing.
 
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 /// The machine, and how busy it was with other things.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,19 @@ impl CpuTime {
 pub fn load() -> f64 {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0.0)
+}
+
+/// Waits until the machine has done what the last sample left behind (refills, cgroups that go away): at least `gap`,
+/// then until nothing but this thread has run for a few looks, or 15 ms more where other programs keep it busy.
+pub fn rest(gap: Duration) {
+    std::thread::sleep(gap);
+    let end = Instant::now() + Duration::from_millis(15);
+    let mut calm = 0;
+    while calm < 3 && Instant::now() < end {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        calm = if field(&stat, "procs_running").is_some_and(|running| running <= 1) { calm + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// MemAvailable in KiB.

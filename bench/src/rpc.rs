@@ -59,6 +59,7 @@ impl Cell for AgentRpc {
         let response = self.agent.create(request)?;
         let stamp = self.agent.stamp(&response.instance_id);
         self.agent.remove(&response.instance_id)?;
+        self.stock.wait(|| self.agent.paused())?;
         Ok(Started { called_ns, stamp_ns: stamp?, source: Source::from_wire(response.source) })
     }
 }
@@ -131,6 +132,7 @@ impl Cell for WholePath {
         runtime
             .block_on(async { tokio::time::timeout(PATIENCE, Self::remove(client, &sandbox)).await })
             .with_context(|| format!("{sandbox} is not gone after {PATIENCE:?}"))??;
+        self.stock.wait(|| self.agent.paused())?;
         match stamp {
             Ok(stamp) => Ok(Started { called_ns, stamp_ns: stamp?, source }),
             Err(_) => bail!("{sandbox} wrote no stamp within {PATIENCE:?}"),

@@ -14,7 +14,7 @@ use crate::report::{Report, Row, rounded};
 use crate::rpc::{AgentRpc, WholePath};
 use crate::stats::Summary;
 use crate::workspace::Workspace;
-use crate::{interrupt, lib_cells};
+use crate::{interrupt, lib_cells, machine};
 use anyhow::{Context, bail};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ pub struct Options {
     /// Order of the samples
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
-    /// Microseconds between two samples, for what the last one left behind
+    /// Least microseconds between two samples; up to 15 ms more until nothing else runs
     #[arg(long, default_value_t = 3000, value_name = "US")]
     pub gap_us: u64,
 }
@@ -73,7 +73,7 @@ pub struct Options {
 pub fn run(options: &Options) -> anyhow::Result<Report> {
     let workspace = Workspace::create(options.root.as_deref())?;
     let image = Image::create(&workspace.path().join("image"))?;
-    let mut machine = Machine::here(workspace.path());
+    let mut about = Machine::here(workspace.path());
     let mut bench = Bench::new(&workspace, &image)?;
     let mut warnings = Vec::new();
     let mut cells: Vec<Box<dyn Cell>> = Vec::new();
@@ -105,29 +105,29 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         }
     }
     let before = CpuTime::now();
-    machine.load_before = load();
+    about.load_before = load();
     let plan = Plan::new(units.iter().map(|unit| unit.samples).collect(), options.seed);
     let mut progress = Progress::new(plan.total());
     for round in plan.rounds() {
         for unit in round {
             interrupt::check()?;
-            std::thread::sleep(gap);
+            machine::rest(gap);
             let unit = &mut units[unit];
             unit.sample(cells[unit.cell].as_mut());
             progress.step(cells[unit.cell].name());
         }
     }
     progress.end();
-    machine.load_after = load();
-    machine.steal_percent = rounded(CpuTime::now().steal_since(&before), 1).as_f64().unwrap_or(0.0);
+    about.load_after = load();
+    about.steal_percent = rounded(CpuTime::now().steal_since(&before), 1).as_f64().unwrap_or(0.0);
     for unit in &units {
         warnings.extend(unit.warning(cells[unit.cell].name()));
     }
-    if machine.load_before > machine.cpus as f64 * 0.75 {
-        warnings.push(format!("the machine was busy with other things: load {:.2} at the start", machine.load_before));
+    if about.load_before > about.cpus as f64 * 0.75 {
+        warnings.push(format!("the machine was busy with other things: load {:.2} at the start", about.load_before));
     }
-    if machine.steal_percent > 1.0 {
-        warnings.push(format!("the hypervisor took {:.1} % of the time away", machine.steal_percent));
+    if about.steal_percent > 1.0 {
+        warnings.push(format!("the hypervisor took {:.1} % of the time away", about.steal_percent));
     }
     let mut rows: Vec<Row> = units.iter().map(|unit| unit.row(cells[unit.cell].as_ref())).collect();
     rows.sort_by_key(|row| row.payload);
@@ -139,8 +139,8 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
             rows.push(Row::of_values(&format!("{}-stages-us", cell.name()), values));
         }
     }
-    machine.warnings = warnings;
-    Ok(Report { scenario: "start".into(), machine, cells: rows })
+    about.warnings = warnings;
+    Ok(Report { scenario: "start".into(), machine: about, cells: rows })
 }
 
 /// One cell with one payload, and what was found.
