@@ -14,7 +14,7 @@ use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -87,6 +87,8 @@ struct Waiting {
 
 pub(crate) struct Keeper {
     socket: AsyncFd<OwnedFd>,
+    /// For binds alone: the keeper does not wake up for it. Absent until it is ready.
+    binds: OnceLock<OwnedFd>,
     waiting: Mutex<Waiting>,
     spawner_restarts: AtomicU64,
     gone: CancellationToken,
@@ -99,6 +101,7 @@ impl Keeper {
             .map_err(|error| Error::io("the keeper's socket", &error))?;
         let keeper = Arc::new(Self {
             socket,
+            binds: OnceLock::new(),
             waiting: Mutex::default(),
             spawner_restarts: AtomicU64::new(0),
             gone: CancellationToken::new(),
@@ -152,7 +155,10 @@ impl Keeper {
     pub(crate) async fn bind(&self, id: &str, binding: Binding) -> Result<oneshot::Receiver<bool>> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.waiting).binds.insert(id.to_owned(), sender);
-        if let Err(error) = self.send(&ToKeeper::Bind { id: id.to_owned(), binding }).await {
+        let message = ToKeeper::Bind { id: id.to_owned(), binding };
+        if !self.send_quietly(&message)
+            && let Err(error) = self.send(&message).await
+        {
             lock(&self.waiting).binds.remove(id);
             return Err(error);
         }
@@ -173,6 +179,13 @@ impl Keeper {
     /// Ids of containers that were asked for and did not come yet.
     pub(crate) fn in_flight(&self) -> Vec<String> {
         lock(&self.waiting).makes.keys().cloned().collect()
+    }
+
+    /// Puts a bind where the keeper finds it as soon as the program has started, without waking it up before. False if
+    /// there is no room, or it is too long: then it goes the common way, which says what is wrong.
+    fn send_quietly(&self, message: &ToKeeper) -> bool {
+        let (Some(binds), Ok(bytes)) = (self.binds.get(), encode(message)) else { return false };
+        bytes.len() <= MAX_MESSAGE && socket::send(binds, &bytes, &[], MsgFlags::MSG_DONTWAIT).is_ok()
     }
 
     async fn send(&self, message: &ToKeeper) -> Result<()> {
@@ -251,6 +264,9 @@ impl Keeper {
                 }
             }
             FromKeeper::Ready { incarnation } => {
+                if let Some(binds) = fds.next() {
+                    let _ = self.binds.set(binds);
+                }
                 if let Some((welcome, known)) = hello.take() {
                     let _ = welcome.send(Welcome { known, incarnation });
                 }

@@ -16,7 +16,8 @@
 //! **Why `Bind` is not waited for before the hand-off:** a sent message lies in the keeper's socket and outlives the
 //! agent. The keeper drains that socket before it looks at the `started` pipe of a sandbox and before it takes the
 //! agent for dead, so it has always read the bind of a process that runs. The agent waits for `Bound` before it
-//! answers its client.
+//! answers its client. For the same reason the keeper need not even wake up for it: binds have a socket of their own,
+//! which it reads when a program has started. A keeper that wakes up earlier takes the processor from the start.
 //!
 //! A paused container that nobody bound is stock. One that was bound and never wrote `x` on its `started` pipe was
 //! in the middle of a start: a new agent kills it.
@@ -237,7 +238,8 @@ pub enum ToKeeper {
 pub enum FromKeeper {
     /// One instance, in answer to `Hello`. Descriptors: pidfd, and the control end where it has not started.
     Known(Record),
-    /// End of the answer to `Hello`.
+    /// End of the answer to `Hello`. Descriptor: a SEQPACKET socket for `Bind`s, which the keeper does not wait for
+    /// but drains before it looks at a `started` pipe, at a dead process, or at any other message.
     Ready {
         /// New for every keeper: the agent's incarnation.
         incarnation: String,

@@ -7,9 +7,12 @@ use crate::keeper::Keeper;
 use crate::link::{Attached, Drained, Full};
 use crate::spawner;
 use crate::table::Bind;
-use fsb_host::wire::{Binding, FromKeeper, Stage, ToKeeper};
+use fsb_host::socket;
+use fsb_host::wire::{Binding, FromKeeper, MAX_MESSAGE, Stage, ToKeeper, decode};
 use nix::sys::signal::Signal;
+use nix::sys::socket::MsgFlags;
 use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -18,6 +21,9 @@ use tracing::{error, info, warn};
 #[derive(Default)]
 pub(crate) struct Agent {
     pub(crate) daemon: RefCell<Option<Rc<Daemon>>>,
+    /// Its binds. Nobody waits for this socket: a wake-up of the keeper would take the processor from the start that the
+    /// bind belongs to. It is drained before everything that a bind could matter to.
+    binds: RefCell<Option<OwnedFd>>,
 }
 
 impl Agent {
@@ -47,6 +53,7 @@ pub(crate) async fn run(keeper: Rc<Keeper>) {
                 // What it sent before it died still counts: a bind may be among it.
                 drain_some(&keeper, &daemon, ALL);
                 keeper.agent.daemon.borrow_mut().take();
+                keeper.agent.binds.borrow_mut().take();
                 daemon.link.close();
                 life = (daemon.age(), daemon.served.get());
             }
@@ -69,7 +76,24 @@ pub(crate) fn drain(keeper: &Rc<Keeper>) {
 }
 
 fn drain_some(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, limit: usize) -> Drained {
+    drain_binds(keeper, daemon);
     daemon.link.drain(limit, |message, _| handle(keeper, daemon, message))
+}
+
+fn drain_binds(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>) {
+    let mut buffer = vec![0; MAX_MESSAGE];
+    loop {
+        let received = match keeper.agent.binds.borrow().as_ref() {
+            Some(binds) => socket::recv(binds, &mut buffer, MsgFlags::MSG_DONTWAIT),
+            None => return,
+        };
+        match received.map(|(n, _)| (n, decode(&buffer[..n]))) {
+            Ok((1.., Ok(message))) => act(keeper, daemon, message),
+            Ok((1.., Err(error))) => error!(%error, "a bind cannot be decoded"),
+            // Empty, or closed with the agent.
+            Ok((0, _)) | Err(_) => return,
+        }
+    }
 }
 
 /// Sends a message to the agent, if one has said hello: a new one is told everything then.
@@ -84,6 +108,12 @@ pub(crate) fn tell(keeper: &Keeper, message: FromKeeper, fds: Attached) {
 }
 
 fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper) {
+    // A bind that was sent before this message is handled before it.
+    drain_binds(keeper, daemon);
+    act(keeper, daemon, message);
+}
+
+fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper) {
     match message {
         ToKeeper::Hello => hello(keeper, daemon),
         ToKeeper::Make(make) => spawner::request(keeper, make),
@@ -131,7 +161,16 @@ fn hello(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>) {
         });
     }
     let incarnation = keeper.incarnation.clone();
-    daemon.link.send_later(move || Some((FromKeeper::Ready { incarnation }, Vec::new())));
+    let mut fds = Vec::new();
+    match socket::pair() {
+        Ok((ours, theirs)) => {
+            *keeper.agent.binds.borrow_mut() = Some(ours);
+            fds.push(Rc::new(theirs));
+        }
+        // Binds then come over the socket of all other messages.
+        Err(error) => warn!(%error, "no socket for binds"),
+    }
+    daemon.link.send_later(move || Some((FromKeeper::Ready { incarnation }, fds)));
     daemon.served.set(true);
     keeper.ended.notify_waiters();
 }
