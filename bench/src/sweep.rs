@@ -29,7 +29,7 @@ pub fn sweep(name: &str, dir: &Path) -> Vec<String> {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    for point in mounts(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), dir) {
+    for point in mounts(&std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default(), dir) {
         if let Err(error) = umount2(&point, MntFlags::MNT_DETACH) {
             left.push(format!("mount {} stays: {error}", point.display()));
         }
