@@ -12,9 +12,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
+/// Held while this process passes through a test's cgroups: another test's spawner must not be born in them.
+static PASSING: Mutex<()> = Mutex::new(());
 
 /// A spawner, its cgroups and its directories; all of it goes when this is dropped.
 pub struct Spawner {
@@ -48,7 +51,9 @@ impl Spawner {
         }
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         let tree = Tree::discover(&format!("fsb-test-{}-{number}", std::process::id())).unwrap();
+        let passing = PASSING.lock().unwrap_or_else(PoisonError::into_inner);
         prepare(&tree);
+        drop(passing);
         let image = image(dir.path());
         let (socket, inner) = socket::pair().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_fsb-spawner"));
@@ -60,7 +65,9 @@ impl Spawner {
             .env("FSB_CGROUP_TREE", tree.to_json())
             .env("RUST_LIB_BACKTRACE", "0")
             .env_remove("AGENT_NETNS");
+        let passing = PASSING.lock().unwrap_or_else(PoisonError::into_inner);
         let (pid, pidfd) = process::spawn(&mut command, inner.as_fd()).unwrap();
+        drop(passing);
         let mut spawner = Self { dir, paths, tree, image, socket, pid, pidfd, moulds: Vec::new() };
         loop {
             match spawner.receive().0 {
