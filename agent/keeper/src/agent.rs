@@ -23,7 +23,7 @@ pub(crate) struct Agent {
     pub(crate) daemon: RefCell<Option<Rc<Daemon>>>,
     /// Its binds. Nobody waits for this socket: a wake-up of the keeper would take the processor from the start that the
     /// bind belongs to. It is drained before everything that a bind could matter to.
-    binds: RefCell<Option<OwnedFd>>,
+    binds: RefCell<Option<Binds>>,
 }
 
 impl Agent {
@@ -81,18 +81,29 @@ fn drain_some(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, limit: usize) -> Drained
 }
 
 fn drain_binds(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>) {
-    let mut buffer = vec![0; MAX_MESSAGE];
     loop {
-        let received = match keeper.agent.binds.borrow().as_ref() {
-            Some(binds) => socket::recv(binds, &mut buffer, MsgFlags::MSG_DONTWAIT),
-            None => return,
-        };
-        match received.map(|(n, _)| (n, decode(&buffer[..n]))) {
-            Ok((1.., Ok(message))) => act(keeper, daemon, message),
-            Ok((1.., Err(error))) => error!(%error, "a bind cannot be decoded"),
-            // Empty, or closed with the agent.
-            Ok((0, _)) | Err(_) => return,
+        let message = keeper.agent.binds.borrow_mut().as_mut().and_then(Binds::receive);
+        let Some(message) = message else { return };
+        act(keeper, daemon, message);
+    }
+}
+
+/// The keeper's end of the socket for binds, and a buffer that outlives a message: this is asked before every one.
+struct Binds {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Binds {
+    /// The next bind that lies there; `None` = there is none, or the agent has closed its end.
+    fn receive(&mut self) -> Option<ToKeeper> {
+        while let Ok((n @ 1.., _)) = socket::recv(&self.socket, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+            match decode(&self.buffer[..n]) {
+                Ok(message) => return Some(message),
+                Err(error) => error!(%error, "a bind cannot be decoded"),
+            }
         }
+        None
     }
 }
 
@@ -164,7 +175,7 @@ fn hello(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>) {
     let mut fds = Vec::new();
     match socket::pair() {
         Ok((ours, theirs)) => {
-            *keeper.agent.binds.borrow_mut() = Some(ours);
+            *keeper.agent.binds.borrow_mut() = Some(Binds { socket: ours, buffer: vec![0; MAX_MESSAGE] });
             fds.push(Rc::new(theirs));
         }
         // Binds then come over the socket of all other messages.
