@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::report::{Report, table};
-use crate::scenario::{memory, recover, start};
+use crate::scenario::{memory, recover, schedule, start};
 use crate::{interrupt, launcher, lib_cells, paused, workspace};
 use anyhow::bail;
 use clap::{Parser, Subcommand};
@@ -27,6 +27,8 @@ enum Command {
     Memory(memory::Options),
     /// How long an agent is away after its server was killed
     Recover(recover::Options),
+    /// What one decision of the controller costs and how good it is
+    Schedule(schedule::Options),
     #[command(hide = true)]
     Launcher(launcher::Args),
     #[command(hide = true)]
@@ -45,6 +47,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Start(options) => measured(options.root.as_deref(), || start::run(&options))?,
         Command::Memory(options) => measured(options.root.as_deref(), || memory::run(&options))?,
         Command::Recover(options) => measured(options.root.as_deref(), || recover::run(&options))?,
+        Command::Schedule(options) => measured(None, || schedule::run(&options))?,
     };
     print!("{}", table::text(&report));
     if let Some(path) = &cli.json {

@@ -2,4 +2,5 @@
 
 pub mod memory;
 pub mod recover;
+pub mod schedule;
 pub mod start;
