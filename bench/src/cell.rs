@@ -17,6 +17,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// Its name in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Stock => "stock",
+            Source::Cast => "cast",
+            Source::Libcontainer => "libcontainer",
+        }
+    }
+
     /// From the agent's wire; unknown ones are `None`.
     pub fn from_wire(value: i32) -> Option<Self> {
         use fsb_proto::agent::Source as Wire;
@@ -41,9 +50,11 @@ pub struct Started {
 }
 
 impl Started {
-    /// From the call to the stamp, in nanoseconds; `None` if the clocks disagree.
-    pub fn took_ns(&self) -> Option<u64> {
-        self.stamp_ns.checked_sub(self.called_ns)
+    /// From the moment when it was due, or else from the call, to the stamp, in nanoseconds; `None` for a stamp that is
+    /// older than the call.
+    pub fn took_ns(&self, due_ns: Option<u64>) -> Option<u64> {
+        let since_call = self.stamp_ns.checked_sub(self.called_ns)?;
+        Some(since_call + due_ns.map_or(0, |due| self.called_ns.saturating_sub(due)))
     }
 }
 
@@ -63,8 +74,9 @@ pub trait Cell {
         BTreeMap::new()
     }
 
-    /// Starts the program, waits for its stamp, ends it and cleans up.
-    fn start(&mut self, payload: Payload) -> anyhow::Result<Started>;
+    /// Starts the program, waits for its stamp, ends it and cleans up. `due_ns` is the moment of the monotonic clock at
+    /// which the call is to be made: it is made then, or at once if that has passed.
+    fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started>;
 }
 
 /// A cell in a helper process.
@@ -98,7 +110,7 @@ impl Cell for Remote {
         self.helper.borrow_mut().stages()
     }
 
-    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
-        self.helper.borrow_mut().start(self.name, payload)
+    fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
+        self.helper.borrow_mut().start(self.name, payload, due_ns)
     }
 }

@@ -51,7 +51,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     print!("{}", table::text(&report));
     if let Some(path) = &cli.json {
-        start::save(&report, path)?;
+        report.save(path)?;
     }
     Ok(ExitCode::SUCCESS)
 }

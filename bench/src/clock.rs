@@ -8,3 +8,10 @@ pub fn now_ns() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has a monotonic clock");
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
+
+/// Sleeps until a moment of that clock; returns at once if it has passed.
+pub fn wait_until(due_ns: u64) {
+    while let left @ 1.. = due_ns.saturating_sub(now_ns()) {
+        std::thread::sleep(std::time::Duration::from_nanos(left));
+    }
+}

@@ -176,8 +176,8 @@ impl Helper {
     }
 
     /// One sample.
-    pub fn start(&mut self, cell: &str, payload: Payload) -> anyhow::Result<Started> {
-        match self.ask(&Ask::Start { cell: cell.to_owned(), payload })? {
+    pub fn start(&mut self, cell: &str, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
+        match self.ask(&Ask::Start { cell: cell.to_owned(), payload, due_ns })? {
             Answer::Started(started) => Ok(started),
             other => bail!("unexpected answer {other:?}"),
         }

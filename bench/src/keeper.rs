@@ -18,6 +18,8 @@ pub struct Settings {
     pub make: Option<&'static str>,
     /// Images that paused containers are kept of.
     pub warm: Vec<String>,
+    /// Further variables of its environment, such as `POOL_PER_IMAGE`.
+    pub env: Vec<(String, String)>,
 }
 
 /// A running keeper.
@@ -59,6 +61,7 @@ impl Keeper {
         if let Some(make) = settings.make {
             command.env("FSB_MAKE", make);
         }
+        command.envs(settings.env.iter().map(|(key, value)| (key, value)));
         if !settings.program.is_empty() {
             command.env("FSB_AGENT_PROGRAM", settings.program.join(" "));
         }

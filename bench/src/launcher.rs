@@ -1,6 +1,7 @@
 //! The process that floors and peers are started from: small and single-threaded, so that a fork copies little.
 
 use crate::cell::Started;
+use crate::clock;
 use crate::floor::cold::Cold;
 use crate::floor::process::{self, Program};
 use crate::image::Image;
@@ -52,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut launcher = Launcher::open(args)?;
     line.serve(|ask| match ask {
-        Ask::Start { cell, payload } => Ok(Answer::Started(launcher.start(&cell, payload)?)),
+        Ask::Start { cell, payload, due_ns } => Ok(Answer::Started(launcher.start(&cell, payload, due_ns)?)),
         Ask::Hold { .. } | Ask::Stages => bail!("a launcher only starts"),
     })?;
     Ok(())
@@ -86,16 +87,22 @@ impl Launcher {
         Ok(Self { rootfs, cold, bundles, started: 0 })
     }
 
-    fn start(&mut self, cell: &str, payload: Payload) -> anyhow::Result<Started> {
+    fn start(&mut self, cell: &str, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
         self.started += 1;
         let outside = self.rootfs.join(payload.path().trim_start_matches('/'));
         let outside = || Program::new([outside.as_os_str().as_encoded_bytes()]);
+        let wait = || due_ns.into_iter().for_each(clock::wait_until);
         match cell {
-            "floor-fork" => finish(process::fork(&outside()?)?),
-            "floor-spawn" => finish(process::spawn(&outside()?)?),
+            "floor-fork" | "floor-spawn" => {
+                let program = outside()?;
+                wait();
+                finish(if cell == "floor-fork" { process::fork(&program)? } else { process::spawn(&program)? })
+            }
             "floor-cold" => {
                 let cold = self.cold.as_mut().context("this launcher has no floor-cold")?;
-                let container = cold.start(&Program::new([payload.path()])?)?;
+                let program = Program::new([payload.path()])?;
+                wait();
+                let container = cold.start(&program)?;
                 let called_ns = container.called_ns;
                 let stamp = read_stamp(&container.stdout, PATIENCE);
                 cold.finish(container, stamp.is_err())?;
@@ -104,7 +111,9 @@ impl Launcher {
             _ => {
                 let runtime = Runtime::named(cell).with_context(|| format!("no such cell: {cell}"))?;
                 let command = self.bundles.run(runtime, payload, &format!("{cell}-{}", self.started))?;
-                finish(process::spawn(&Program::new(command)?)?)
+                let program = Program::new(command)?;
+                wait();
+                finish(process::spawn(&program)?)
             }
         }
     }

@@ -35,8 +35,13 @@ pub struct Args {
     pub archive: PathBuf,
 }
 
-/// Starts the helper of one cell, below a keeper of its own.
-pub fn start(workspace: &Workspace, image: &Image, cell: &'static str) -> anyhow::Result<Helper> {
+/// Starts the helper of one cell, below a keeper of its own that gets `env` besides.
+pub fn start(
+    workspace: &Workspace,
+    image: &Image,
+    cell: &'static str,
+    env: Vec<(String, String)>,
+) -> anyhow::Result<Helper> {
     let make = cell.strip_prefix("agent-").with_context(|| format!("no such cell: {cell}"))?;
     let hub = Hub::open(workspace.path(), &format!("{make}-hub.sock"))?;
     let program = vec![
@@ -48,7 +53,7 @@ pub fn start(workspace: &Workspace, image: &Image, cell: &'static str) -> anyhow
         image.archive.display().to_string(),
     ];
     let warm = if make == "stock" { vec![REFERENCE.to_owned()] } else { Vec::new() };
-    let settings = Settings { name: make.to_owned(), program, make: Some(make), warm };
+    let settings = Settings { name: make.to_owned(), program, make: Some(make), warm, env };
     let keeper = Keeper::start(workspace, &settings)?;
     let log = keeper.log.clone();
     hub.accept(keeper.into_process(), &log, false)
@@ -68,11 +73,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     fsb_image::Store::open(config.paths.images())?.import_blocking(&args.archive, &import)?;
     let logs = config.paths.logs().to_owned();
     let stock = (config.make == fsb_agent::MakeMode::Stock).then(Stock::default);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = fsb_agent::runtime()?;
     let agent = runtime.block_on(Agent::open(config, keeper))?;
     let mut cells = Cells { runtime, agent, logs, stock, count: 0 };
     line.serve(|ask| match ask {
-        Ask::Start { payload, .. } => Ok(Answer::Started(cells.start(payload)?)),
+        Ask::Start { payload, due_ns, .. } => Ok(Answer::Started(cells.start(payload, due_ns)?)),
         Ask::Stages => Ok(Answer::Stages(stages(&cells.agent.metrics_text()))),
         Ask::Hold { .. } => bail!("this helper holds nothing"),
     })?;
@@ -94,11 +99,12 @@ impl Cells {
         stock.wait(|| Ok(i32::try_from(self.agent.stock(REFERENCE))?))
     }
 
-    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+    fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
         self.refilled()?;
         self.count += 1;
         let request = request(&format!("bench-{}", self.count), &[payload.path()]);
         let agent = self.agent.clone();
+        due_ns.into_iter().for_each(clock::wait_until);
         let task = self.runtime.spawn(async move {
             let called_ns = clock::now_ns();
             (called_ns, agent.start(request).await)

@@ -102,6 +102,36 @@ impl Machine {
     }
 }
 
+/// Watches how busy the machine is with other things while something is measured.
+#[derive(Debug)]
+pub struct Watch {
+    machine: Machine,
+    before: CpuTime,
+}
+
+impl Watch {
+    /// From now on; `dir` is where layers lie.
+    pub fn begin(dir: &std::path::Path) -> Self {
+        Self { machine: Machine::here(dir), before: CpuTime::now() }
+    }
+
+    /// Until now. What it saw that spoils figures comes after `warnings`.
+    pub fn end(self, mut warnings: Vec<String>) -> Machine {
+        let mut machine = self.machine;
+        machine.load_after = load();
+        machine.steal_percent = (CpuTime::now().steal_since(&self.before) * 10.0).round() / 10.0;
+        if machine.load_before > machine.cpus as f64 * 0.75 {
+            let load = machine.load_before;
+            warnings.push(format!("the machine was busy with other things: load {load:.2} at the start"));
+        }
+        if machine.steal_percent > 1.0 {
+            warnings.push(format!("the hypervisor took {:.1} % of the time away", machine.steal_percent));
+        }
+        machine.warnings = warnings;
+        machine
+    }
+}
+
 fn cgroups(mountinfo: &str) -> &'static str {
     let has = |kind: &str| mountinfo.lines().any(|line| line.contains(&format!(" - {kind} ")));
     match (has("cgroup"), has("cgroup2")) {

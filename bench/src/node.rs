@@ -11,12 +11,18 @@ use std::process::{Command, Stdio};
 pub struct Node {
     root: PathBuf,
     ctl: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Node {
-    /// Brings one up below `workspace`.
+    /// Brings one up below `workspace`, as a user has it.
     pub fn up(workspace: &Workspace) -> anyhow::Result<Self> {
-        let node = Self { root: workspace.path().join("node"), ctl: program("fsb-ctl")? };
+        Self::up_with(workspace, Vec::new())
+    }
+
+    /// Brings one up whose programs get `env` besides, such as `POOL_PER_IMAGE`.
+    pub fn up_with(workspace: &Workspace, env: Vec<(String, String)>) -> anyhow::Result<Self> {
+        let node = Self { root: workspace.path().join("node"), ctl: program("fsb-ctl")?, env };
         let output = node.command(["local", "up", "--no-egress"]).output().context("run fsb-ctl local up")?;
         if !output.status.success() {
             bail!("fsb-ctl local up: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -37,6 +43,7 @@ impl Node {
     fn command<const N: usize>(&self, words: [&str; N]) -> Command {
         let mut command = Command::new(&self.ctl);
         command.args(words).arg("--root").arg(&self.root).stdin(Stdio::null());
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command
     }
 
@@ -56,7 +63,7 @@ impl Node {
 pub fn remove(workspace: &Path) {
     let root = workspace.join("node");
     if let (true, Ok(ctl)) = (root.exists(), program("fsb-ctl")) {
-        drop(Node { root, ctl });
+        drop(Node { root, ctl, env: Vec::new() });
     }
 }
 

@@ -12,8 +12,8 @@ use std::os::unix::net::UnixStream;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
-    /// Take one sample.
-    Start { cell: String, payload: Payload },
+    /// Take one sample, calling when it is due.
+    Start { cell: String, payload: Payload, due_ns: Option<u64> },
     /// Have so many paused containers.
     Hold { count: usize },
     /// Say where the time of the starts so far went.
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(line.receive::<Answer>().unwrap(), Some(Answer::Ready));
         line.send(&Ask::Hold { count: 3 }).unwrap();
         assert_eq!(line.receive().unwrap(), Some(Answer::Holding { count: 3 }));
-        line.send(&Ask::Start { cell: "x".into(), payload: Payload::Tiny }).unwrap();
+        line.send(&Ask::Start { cell: "x".into(), payload: Payload::Tiny, due_ns: None }).unwrap();
         assert_eq!(line.receive().unwrap(), Some(Answer::Failed { error: "no cell x".into() }));
         drop(line);
         helper.join().unwrap().unwrap();

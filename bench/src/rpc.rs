@@ -51,10 +51,11 @@ impl Cell for AgentRpc {
         "agent-rpc"
     }
 
-    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+    fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
         self.stock.wait(|| self.agent.paused())?;
         self.count += 1;
         let request = request(&format!("bench-{}", self.count), &[payload.path()]);
+        due_ns.into_iter().for_each(clock::wait_until);
         let called_ns = clock::now_ns();
         let response = self.agent.create(request)?;
         let stamp = self.agent.stamp(&response.instance_id);
@@ -111,7 +112,7 @@ impl Cell for WholePath {
         "path"
     }
 
-    fn start(&mut self, payload: Payload) -> anyhow::Result<Started> {
+    fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
         self.stock.wait(|| self.agent.paused())?;
         let request = fastpath::CreateRequest {
             image: REFERENCE.to_owned(),
@@ -120,6 +121,7 @@ impl Cell for WholePath {
         };
         let runtime = self.runtime.clone();
         let client = &mut self.client;
+        due_ns.into_iter().for_each(clock::wait_until);
         let called_ns = clock::now_ns();
         let created = runtime
             .block_on(async { tokio::time::timeout(PATIENCE, client.create_sandbox(request)).await })

@@ -24,8 +24,12 @@ impl Summary {
 
 /// The nearest-rank percentile of sorted samples: the smallest one that at least `percent` of them do not exceed.
 pub fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied()
+    sorted.get(rank(sorted.len(), percent) - 1).copied()
+}
+
+/// The nearest rank of a percentile of `n` samples, counted from 1.
+pub fn rank(n: usize, percent: usize) -> usize {
+    (n * percent).div_ceil(100).max(1)
 }
 
 /// The median of anything with an order.

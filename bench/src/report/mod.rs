@@ -1,13 +1,18 @@
 //! What a scenario found: rows for people and for programs.
 
+pub mod ratios;
 pub mod table;
 mod targets;
 
+use crate::cell::Source;
 use crate::machine::Machine;
 use crate::payload::Payload;
 use crate::stats::Summary;
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The result of one scenario. Its JSON form is the same for all of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +33,9 @@ pub struct Row {
     /// Further figures, by name with the unit in it.
     #[serde(flatten)]
     pub values: Map<String, Value>,
+    /// All samples in nanoseconds, in the order in which they were taken: for intervals and plots, not for files.
+    #[serde(skip)]
+    pub samples_ns: Vec<u64>,
 }
 
 impl Row {
@@ -35,6 +43,20 @@ impl Row {
     pub fn of_values<'a>(name: &str, values: impl IntoIterator<Item = (&'a str, Value)>) -> Self {
         let values = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         Self { name: name.to_owned(), values, ..Self::default() }
+    }
+
+    /// A row of a distribution, without a name.
+    pub fn of_samples(samples_ns: Vec<u64>) -> Self {
+        Self { summary: Summary::of(&samples_ns), samples_ns, ..Self::default() }
+    }
+
+    /// Says how many containers came from where; nothing if there were none of ours.
+    pub fn put_sources(&mut self, sources: &BTreeMap<Source, u64>) {
+        if !sources.is_empty() {
+            for source in [Source::Stock, Source::Cast, Source::Libcontainer] {
+                self.values.insert(source.name().into(), sources.get(&source).copied().unwrap_or(0).into());
+            }
+        }
     }
 
     /// A figure by its name.
@@ -47,6 +69,11 @@ impl Report {
     /// The row of a cell.
     pub fn row(&self, name: &str, payload: Option<Payload>) -> Option<&Row> {
         self.cells.iter().find(|row| row.name == name && row.payload == payload)
+    }
+
+    /// Writes it into a file, as JSON.
+    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
+        std::fs::write(path, self.to_json()).with_context(|| path.display().to_string())
     }
 
     /// As it goes into a file.
@@ -78,6 +105,7 @@ mod tests {
                     payload: Some(Payload::Tiny),
                     summary: Summary::of(&[1500, 2500, 3500]),
                     values: Map::from_iter([("failed".to_owned(), Value::from(0))]),
+                    ..Row::default()
                 },
                 Row::of_values("paused-slope", [("kib", rounded(345.678, 1))]),
             ],

@@ -62,7 +62,7 @@ fn distributions(rows: &[&Row]) -> Table {
     for row in rows {
         let Some(summary) = row.summary else { continue };
         let number = |value: f64| format!("{value:.0}");
-        let ratio = |key: &str| row.number(key).map_or(String::new(), |value| format!("{value:.2}"));
+        let ratio = |key: &str| interval(row, key);
         let count = |key: &str| row.number(key).unwrap_or(0.0);
         table.add_row(vec![
             row.payload.map_or("", |payload| payload.name()).to_owned(),
@@ -87,6 +87,16 @@ fn distributions(rows: &[&Row]) -> Table {
         }
     }
     table
+}
+
+/// A ratio with its confidence interval, as far as they are there.
+fn interval(row: &Row, key: &str) -> String {
+    let Some(value) = row.number(key) else { return String::new() };
+    let end = |suffix: &str| row.number(&format!("{key}{suffix}"));
+    match (end("_low"), end("_high")) {
+        (Some(low), Some(high)) => format!("{value:.2} [{low:.2}–{high:.2}]"),
+        _ => format!("{value:.2}"),
+    }
 }
 
 /// Where containers came from, as shares.
