@@ -13,7 +13,7 @@ use crate::reaper::Reaper;
 use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
 use crate::watch::Hub;
-use crate::{events, lock, lost, plugins, recover, remove};
+use crate::{collect, events, lock, lost, plugins, recover, remove};
 use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
@@ -86,6 +86,7 @@ impl Agent {
     }
 
     /// Starts a sandbox within 60 s, and answers when its process runs. Anything that fails is undone first.
+        agent.tracker.spawn(collect::run(agent.clone()));
     pub async fn start(self: &Arc<Self>, request: CreateRequest) -> Result<Started, StartError> {
         self.start_within(request, DEFAULT_DEADLINE).await
     }

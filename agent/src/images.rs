@@ -16,6 +16,7 @@ use fsb_proto::{Invalid, SandboxSpec};
 use nix::sys::inotify::AddWatchFlags;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
 
 /// The most that is kept; more are names of images that were asked for once.
 const CACHED: usize = 256;
@@ -42,6 +43,8 @@ pub(crate) struct Images {
     wrapper: Vec<String>,
     /// Reference → user → what it came to last.
     cache: Mutex<HashMap<String, HashMap<String, Arc<Resolved>>>>,
+    /// Told when images come or go.
+    pub(crate) changed: Notify,
 }
 
 impl Images {
@@ -53,7 +56,7 @@ impl Images {
                 Error::NotFound(format!("the plugin {name:?} that FSB_PLUGIN_WRAP names (see INFRA_DIR_IN_POD)"))
             })?,
         };
-        Ok(Self { store, plugins, wrapper, cache: Mutex::default() })
+        Ok(Self { store, plugins, wrapper, cache: Mutex::default(), changed: Notify::new() })
     }
 
     /// The plugins that every sandbox gets.
@@ -189,6 +192,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         if names != known {
             known = names;
             agent.images_changed();
+            agent.images.changed.notify_one();
         }
     }
 }

@@ -4,6 +4,7 @@
 //! somebody waits for goes to them, everything else is an [`Event`].
 
 use crate::error::{Error, Result};
+use crate::images::ImagePin;
 use crate::{async_fd, lock, new_id};
 use fsb_host::socket;
 use fsb_host::wire::{
@@ -12,7 +13,7 @@ use fsb_host::wire::{
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -122,8 +123,15 @@ impl Keeper {
         self.gone.cancelled().await;
     }
 
-    /// Asks for a paused container and waits for it. Given up on, the container arrives as `Unclaimed`.
-    pub(crate) async fn make(&self, recipe: Recipe, how: Option<How>, urgent: bool) -> Result<Paused> {
+    /// Asks for a paused container and waits for it. Given up on, the container arrives as `Unclaimed`. The keeper gets
+    /// its own hold on the image, so that the layers stay below the container also while there is no agent.
+    pub(crate) async fn make(
+        &self,
+        recipe: Recipe,
+        pin: &ImagePin,
+        how: Option<How>,
+        urgent: bool,
+    ) -> Result<Paused> {
         // Twice more where it was the spawner that died, not the recipe that failed.
         for _ in 0..3 {
             let restarts = self.spawner_restarts.load(Ordering::Relaxed);
@@ -131,7 +139,7 @@ impl Keeper {
             let (sender, receiver) = oneshot::channel();
             lock(&self.waiting).makes.insert(id.clone(), sender);
             let make = Make { id: id.clone(), recipe: recipe.clone(), how, urgent };
-            if let Err(error) = self.send(&ToKeeper::Make(make)).await {
+            if let Err(error) = self.send_with(&ToKeeper::Make(make), &[pin.as_fd().as_raw_fd()]).await {
                 lock(&self.waiting).makes.remove(&id);
                 return Err(error);
             }
@@ -195,13 +203,17 @@ impl Keeper {
             return Err(fsb_proto::Invalid::new("claim_document", rule).into());
         }
         loop {
-            match socket::send(self.socket.get_ref(), &bytes, &[], MsgFlags::MSG_DONTWAIT) {
+        self.send_with(message, &[]).await
+    }
+
+    async fn send_with(&self, message: &ToKeeper, fds: &[RawFd]) -> Result<()> {
+            match socket::send(self.socket.get_ref(), &bytes, fds, MsgFlags::MSG_DONTWAIT) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EAGAIN) => {
                     let ready = self.socket.writable().await.map_err(|error| Error::io("the keeper's socket", &error));
                     let mut ready = ready?;
                     // Tried again before it is believed to be full: it may have drained in between.
-                    match socket::send(self.socket.get_ref(), &bytes, &[], MsgFlags::MSG_DONTWAIT) {
+                    match socket::send(self.socket.get_ref(), &bytes, fds, MsgFlags::MSG_DONTWAIT) {
                         Ok(()) => return Ok(()),
                         Err(Errno::EAGAIN) => ready.clear_ready(),
                         Err(errno) => return Err(keeper_gone(errno)),

@@ -6,6 +6,7 @@
 mod admission;
 mod agent;
 mod async_fd;
+mod collect;
 mod command;
 mod config;
 mod ends;

@@ -226,15 +226,12 @@ impl AgentService for Service {
 
 impl Agent {
     /// Takes a name from an image, and its paused containers, so that nothing of ours keeps it on the disk. Running
-    /// sandboxes do, until they end.
+    /// sandboxes do, until they end: then `collect` finishes what this began.
     async fn remove_image(self: &Arc<Self>, reference: &str) -> Result<bool, Error> {
         let store = &self.images.store;
         let image = store.resolve(reference).map_err(|error| image_error(reference, error))?;
         if let Some(image) = image {
-            self.images.drop_cached(&image.digest);
-            for paused in self.pool.drain(&image.digest) {
-                self.discard(paused);
-            }
+            self.drop_stock(&image.digest);
         }
         store.remove(reference).await.map_err(|error| image_error(reference, error))
     }

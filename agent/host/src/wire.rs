@@ -5,7 +5,7 @@
 //! never the agent to the spawner: so the keeper knows of every request in flight when one of the two dies.
 //!
 //! ```text
-//! agent ── Make ──▶ keeper ── Make ──▶ spawner          a paused container is asked for
+//! agent ── Make ──▶ keeper ── Make ──▶ spawner          a paused container is asked for  ▶ [the image's pin]
 //! agent ◀─ Made ─── keeper ◀─ Made ─── spawner          [ctl, pidfd]  ◀  [ctl, pidfd, stdout, stderr, started]
 //! agent ── Bind ──▶ keeper                              the record: durable for the agent once it is sent
 //! agent ── hand-off on ctl ──▶ the parked process       (fsb_park::handoff)
@@ -217,6 +217,8 @@ pub enum ToKeeper {
     Hello,
     Make(Make),
     /// The instance belongs to a claim from here on. Answered by `Bound`, or `NoSuch` if it died meanwhile.
+    /// Descriptor: the pin of the image (`fsb_image::Pin`), which the keeper holds for as long as the container lives,
+    /// or none.
     Bind {
         id: String,
         binding: Binding,

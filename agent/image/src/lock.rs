@@ -1,15 +1,14 @@
 //! File locks between the agents of a node (flock(2)): they belong to the open file, so they hold between threads too,
-//! and the kernel drops them with the process.
+//! and the kernel drops them when the last copy of its descriptor is closed, in whatever process that is.
 
-use crate::error::{At, Result};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{File, OpenOptions};
+use crate::error::{At, Error, Result};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// A lock that is held.
-pub(crate) type Lock = Flock<File>;
+/// A lock that is held. Dropping it closes the file and no more: unlocking would take it from the holders of copies, too.
+pub(crate) type Lock = File;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -20,21 +19,25 @@ pub(crate) enum Mode {
 /// Waits for the lock file `path`, which is made if it is not there. The file that is locked is the one that `path`
 /// names afterwards, also when somebody removed it meanwhile.
 pub(crate) fn lock(path: &Path, mode: Mode) -> Result<Lock> {
-    let arg = match mode {
-        Mode::Shared => FlockArg::LockShared,
-        Mode::Exclusive => FlockArg::LockExclusive,
+    let wait = |file: &File| match mode {
+        Mode::Shared => file.lock_shared(),
+        Mode::Exclusive => file.lock(),
     };
-    Ok(locked(path, arg)?.expect("a blocking lock is taken"))
+    Ok(locked(path, |file| wait(file).map(|()| true))?.expect("a blocking lock is taken"))
 }
 
 /// Takes the lock for itself alone, or returns `None` if anybody holds it.
 pub(crate) fn try_exclusive(path: &Path) -> Result<Option<Lock>> {
-    locked(path, FlockArg::LockExclusiveNonblock)
+    locked(path, |file| match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    })
 }
 
-fn locked(path: &Path, arg: FlockArg) -> Result<Option<Lock>> {
+fn locked(path: &Path, take: impl Fn(&File) -> io::Result<bool>) -> Result<Option<Lock>> {
     loop {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -42,17 +45,15 @@ fn locked(path: &Path, arg: FlockArg) -> Result<Option<Lock>> {
             .mode(0o600)
             .open(path)
             .at("open the lock file", path)?;
-        let lock = loop {
-            match Flock::lock(file, arg) {
-                Ok(lock) => break lock,
-                Err((again, Errno::EINTR)) => file = again,
-                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, errno)) => return Err(errno).at("lock", path),
-            }
-        };
-        let held = lock.metadata().at("look at", path)?;
+        match take(&file) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Error::io("lock", path, error)),
+        }
+        let held = file.metadata().at("look at", path)?;
         match std::fs::metadata(path) {
-            Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => return Ok(Some(lock)),
+            Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => return Ok(Some(file)),
             _ => continue,
         }
     }

@@ -77,14 +77,14 @@ pub(crate) fn drain(keeper: &Rc<Keeper>) {
 
 fn drain_some(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, limit: usize) -> Drained {
     drain_binds(keeper, daemon);
-    daemon.link.drain(limit, |message, _| handle(keeper, daemon, message))
+    daemon.link.drain(limit, |message, fds| handle(keeper, daemon, message, fds))
 }
 
 fn drain_binds(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>) {
     loop {
         let message = keeper.agent.binds.borrow_mut().as_mut().and_then(Binds::receive);
         let Some(message) = message else { return };
-        act(keeper, daemon, message);
+        act(keeper, daemon, message, Vec::new());
     }
 }
 
@@ -118,16 +118,19 @@ pub(crate) fn tell(keeper: &Keeper, message: FromKeeper, fds: Attached) {
     }
 }
 
-fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper) {
+fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<OwnedFd>) {
     // A bind that was sent before this message is handled before it.
     drain_binds(keeper, daemon);
-    act(keeper, daemon, message);
+    act(keeper, daemon, message, fds);
 }
 
-fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper) {
+fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<OwnedFd>) {
     match message {
         ToKeeper::Hello => hello(keeper, daemon),
-        ToKeeper::Make(make) => spawner::request(keeper, make),
+        ToKeeper::Make(make) => {
+            let pin = fds.into_iter().next().map(|fd| keeper.pins.hold(&make.recipe.image, fd));
+            spawner::request(keeper, make, pin);
+        }
         ToKeeper::Bind { id, binding } => {
             let answer = bind(keeper, &id, binding);
             tell(keeper, answer, Vec::new());

@@ -2,6 +2,7 @@
 
 use crate::keeper::Keeper;
 use crate::log::Log;
+use crate::pins::Pin;
 use crate::started::{Progress, StartedPipe};
 use crate::{agent, sweep};
 use fsb_host::process::{self, Exit};
@@ -25,9 +26,11 @@ pub(crate) struct Handles {
     started: Rc<StartedPipe>,
     log: Rc<Log>,
 }
+    /// Keeps its image's layers on the disk, until it has ended.
+    pin: Option<Pin>,
 
 /// Takes a paused container over from the spawner and tells the agent.
-pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>) {
+pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>, pin: Option<Pin>) {
     let id = made.id.clone();
     let refuse = |error: String| {
         warn!(instance = id, error, "a container that was made cannot be taken over");
@@ -48,7 +51,7 @@ pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>) {
     let attach = || -> io::Result<Handles> {
         let started = Rc::new(StartedPipe::new(started)?);
         let log = Rc::new(keeper.logs.attach(keeper.paths.log(&made.id), out, err)?);
-        Ok(Handles { pidfd: Rc::new(pidfd), ctl: Some(Rc::new(ctl)), started, log })
+        Ok(Handles { pidfd: Rc::new(pidfd), ctl: Some(Rc::new(ctl)), started, log, pin })
     };
     let handles = match attach() {
         Ok(handles) => handles,
@@ -165,6 +168,7 @@ pub(crate) fn forget(keeper: &Rc<Keeper>, id: &str) {
         }
         let _ = pidfd::kill(&*entry.handles.pidfd, Signal::SIGKILL);
     }
+        entry.handles.pin = None;
     if entry.record.binding.is_some() {
         keeper.store.remove(id);
     }

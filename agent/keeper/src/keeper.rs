@@ -2,6 +2,7 @@
 
 use crate::instance::Handles;
 use crate::log::Logs;
+use crate::pins::Pins;
 use crate::settings::Settings;
 use crate::setup::Ground;
 use crate::store::Store;
@@ -28,6 +29,7 @@ pub(crate) struct Keeper {
     /// New for every keeper.
     pub(crate) incarnation: String,
     pub(crate) table: RefCell<Table<Handles>>,
+    pub(crate) pins: Pins,
     pub(crate) agent: agent::Agent,
     pub(crate) spawner: spawner::Spawner,
     /// Told when a record has ended or gone, or an agent has connected.
@@ -59,6 +61,7 @@ pub(crate) async fn run(settings: Settings, ground: Ground, logs: Logs) -> anyho
         logs,
         incarnation: incarnation.trim().to_owned(),
         table: RefCell::default(),
+        pins: Pins::default(),
         agent: agent::Agent::default(),
         spawner: spawner::Spawner::default(),
         ended: Notify::new(),

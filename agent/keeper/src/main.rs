@@ -23,6 +23,7 @@ mod instance;
 mod keeper;
 mod link;
 mod log;
+mod pins;
 mod reaper;
 mod retention;
 mod settings;

@@ -4,11 +4,12 @@ use crate::backoff::Backoff;
 use crate::daemon::{ALL, Daemon};
 use crate::keeper::Keeper;
 use crate::link::{Drained, Full};
+use crate::pins::Pin;
 use crate::{agent, instance, sweep};
 use fsb_host::wire::{FromKeeper, FromSpawner, Made, Make, MakeFailed, ToSpawner};
 use nix::sys::signal::Signal;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,9 +28,9 @@ const LONGEST_ID: usize = 64;
 pub(crate) struct Spawner {
     pub(crate) daemon: RefCell<Option<Rc<Daemon>>>,
     /// Until there is a spawner.
-    waiting: RefCell<VecDeque<Make>>,
-    /// Sent and not answered.
-    in_flight: RefCell<BTreeSet<String>>,
+    waiting: RefCell<VecDeque<(Make, Option<Pin>)>>,
+    /// Sent and not answered, each with its image's pin.
+    in_flight: RefCell<BTreeMap<String, Option<Pin>>>,
     /// When the spawner last answered, or was last idle.
     progress: Cell<Instant>,
     busy: Notify,
@@ -63,7 +64,7 @@ pub(crate) async fn run(keeper: Rc<Keeper>) {
                     agent::tell(&keeper, FromKeeper::SpawnerRestarted, Vec::new());
                 }
                 let waiting = std::mem::take(&mut *keeper.spawner.waiting.borrow_mut());
-                waiting.into_iter().for_each(|make| send(&keeper, &daemon, make));
+                waiting.into_iter().for_each(|(make, pin)| send(&keeper, &daemon, make, pin));
                 daemon.serve(|limit| drain_some(&keeper, &daemon, limit)).await;
                 // What it finished before it died is whole.
                 drain_some(&keeper, &daemon, ALL);
@@ -90,10 +91,11 @@ async fn bury(keeper: &Rc<Keeper>) {
     sweep::kill_strangers(keeper).await;
     let lost = std::mem::take(&mut *keeper.spawner.in_flight.borrow_mut());
     // The next spawner need not wait for it.
-    for id in lost {
+    for (id, pin) in lost {
         let keeper = keeper.clone();
         tokio::task::spawn_local(async move {
             sweep::leftovers(&keeper, &id).await;
+            drop(pin);
             refuse(&keeper, id, "spawner", "the spawner died while it made this container");
         });
     }
@@ -120,15 +122,15 @@ pub(crate) async fn watch(keeper: Rc<Keeper>) {
     }
 }
 
-/// Passes a request on, or keeps it until there is a spawner.
-pub(crate) fn request(keeper: &Rc<Keeper>, make: Make) {
+/// Passes a request on, or keeps it until there is a spawner. The pin of its image goes with the container.
+pub(crate) fn request(keeper: &Rc<Keeper>, make: Make, pin: Option<Pin>) {
     let spawner = &keeper.spawner;
     if !is_id(&make.id) {
         return refuse(keeper, make.id, "request", "the instance id is not made of up to 64 letters and digits");
     }
-    let waits = |id: &str| spawner.waiting.borrow().iter().any(|make| make.id == id);
+    let waits = |id: &str| spawner.waiting.borrow().iter().any(|(make, _)| make.id == id);
     let known = keeper.table.borrow().get(&make.id).is_some();
-    if known || spawner.in_flight.borrow().contains(&make.id) || waits(&make.id) {
+    if known || spawner.in_flight.borrow().contains_key(&make.id) || waits(&make.id) {
         return refuse(keeper, make.id, "request", "there is an instance of this id");
     }
     if spawner.in_flight.borrow().len() + spawner.waiting.borrow().len() >= MOST_REQUESTS {
@@ -136,18 +138,18 @@ pub(crate) fn request(keeper: &Rc<Keeper>, make: Make) {
     }
     let daemon = spawner.daemon.borrow().clone();
     match daemon {
-        Some(daemon) if !daemon.is_dead() => send(keeper, &daemon, make),
-        _ => spawner.waiting.borrow_mut().push_back(make),
+        Some(daemon) if !daemon.is_dead() => send(keeper, &daemon, make, pin),
+        _ => spawner.waiting.borrow_mut().push_back((make, pin)),
     }
 }
 
-fn send(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, make: Make) {
+fn send(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, make: Make, pin: Option<Pin>) {
     let spawner = &keeper.spawner;
     if spawner.in_flight.borrow().is_empty() {
         spawner.progress.set(Instant::now());
         spawner.busy.notify_one();
     }
-    spawner.in_flight.borrow_mut().insert(make.id.clone());
+    spawner.in_flight.borrow_mut().insert(make.id.clone(), pin);
     let id = make.id.clone();
     if let Err(Full) = daemon.link.send(&ToSpawner::Make(make), Vec::new()) {
         spawner.in_flight.borrow_mut().remove(&id);
@@ -175,7 +177,7 @@ fn drain_some(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, limit: usize) -> Drained
 fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: FromSpawner, fds: Vec<OwnedFd>) {
     let answered = |id: &str| {
         keeper.spawner.progress.set(Instant::now());
-        keeper.spawner.in_flight.borrow_mut().remove(id);
+        keeper.spawner.in_flight.borrow_mut().remove(id).flatten()
     };
     match message {
         FromSpawner::Ready => {
@@ -184,23 +186,23 @@ fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: FromSpawner, fds: V
         }
         FromSpawner::Mould { pid } => debug!(pid, "mould"),
         FromSpawner::Made(made) => {
-            answered(&made.id);
-            adopt(keeper, made, fds);
+            let pin = answered(&made.id);
+            adopt(keeper, made, fds, pin);
         }
         FromSpawner::MakeFailed(failed) => {
-            answered(&failed.id);
+            drop(answered(&failed.id));
             agent::tell(keeper, FromKeeper::MakeFailed(failed), Vec::new());
         }
     }
 }
 
-fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>) {
+fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>, pin: Option<Pin>) {
     if keeper.table.borrow().get(&made.id).is_some() {
         error!(instance = made.id, "the spawner has made an instance twice: the second one is killed");
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(made.pid), Signal::SIGKILL);
         return;
     }
-    instance::adopt(keeper, made, fds);
+    instance::adopt(keeper, made, fds, pin);
 }
 
 /// Ids become names of files.

@@ -133,7 +133,7 @@ impl Pool {
             MakeMode::Cast => Some(How::Cast),
             MakeMode::Libcontainer => Some(How::Libcontainer),
         };
-        let paused = agent.keeper.make(shelf.recipe.clone(), how, true).await?;
+        let paused = agent.keeper.make(shelf.recipe.clone(), &shelf.pin, how, true).await?;
         let source = match paused.made.how {
             How::Cast => Source::Cast,
             How::Libcontainer => Source::Libcontainer,
@@ -182,6 +182,11 @@ impl Pool {
             lock(&shelf.stock).ready.iter().map(|paused| paused.made.id.clone()).collect()
         };
         shelves.iter().flat_map(ids).collect()
+    }
+
+    /// Digests of the images that have a shelf.
+    pub(crate) fn images(&self) -> HashSet<String> {
+        lock(&self.shelves).keys().map(|recipe| recipe.image.clone()).collect()
     }
 
     /// Empties the shelves of an image, so that nothing pins it. Its containers are the caller's to discard.
@@ -306,7 +311,8 @@ fn step(agent: &Arc<Agent>) -> Option<Duration> {
 }
 
 async fn refill(agent: Arc<Agent>, shelf: Arc<Shelf>) {
-    let made = tokio::time::timeout(MAKE_DEADLINE, agent.keeper.make(shelf.recipe.clone(), None, false)).await;
+    let making = agent.keeper.make(shelf.recipe.clone(), &shelf.pin, None, false);
+    let made = tokio::time::timeout(MAKE_DEADLINE, making).await;
     let failed = {
         let mut stock = lock(&shelf.stock);
         stock.pending -= 1;

@@ -148,13 +148,16 @@ impl Keeper {
     fn serve(&self, agent: &OwnedFd) {
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
-            let (n, _) = match socket::recv(agent, &mut buffer, MsgFlags::empty()) {
+            let (n, fds) = match socket::recv(agent, &mut buffer, MsgFlags::empty()) {
                 Ok((0, _)) | Err(_) => return,
                 Ok(message) => message,
             };
             match decode::<ToKeeper>(&buffer[..n]).unwrap() {
                 ToKeeper::Hello => self.hello(agent),
-                ToKeeper::Make(make) => self.make(make),
+                ToKeeper::Make(make) => {
+                    assert_eq!(fds.len(), 1, "a container's image is pinned by the keeper, too");
+                    self.make(make);
+                }
                 ToKeeper::Bind { id, binding } => self.bind(id, binding),
                 ToKeeper::Rebind { id, binding } => {
                     if let Some(entry) = self.lock().entries.get_mut(&id) {

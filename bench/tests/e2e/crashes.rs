@@ -1,7 +1,10 @@
 //! kill -9 at bad moments, under load: nothing is lost, nothing is left behind.
 
 use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
+use fsb_proto::agent::RemoveImageRequest;
 use fsb_proto::fastpath::FailurePolicy;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::{Duration, Instant};
@@ -105,6 +108,66 @@ fn a_killed_agent_loses_no_sandbox_no_line_and_no_exit_code() {
         wait_empty(&mut client).await;
     });
     node.finish();
+}
+
+#[test]
+fn an_image_in_use_is_not_taken_away_while_its_agent_is_dead() {
+    let node = Node::up(&["--agents", "2"]);
+    block_on(async {
+        let mut client = node.client().await;
+        let reader = "until [ -e /tmp/go ]; do sleep 0.05; done; cat /etc/group; ls /bin | grep -c .; sleep 1000";
+        let owner = client.create("reader", reader).await.unwrap().agent_pod;
+        let instance = client.info("reader").await.unwrap().instance_id;
+        let other = if owner == "agent-1" { "agent-2" } else { "agent-1" };
+        let layers = node.root().join("lib/images/layers");
+        let layers = || std::fs::read_dir(&layers).unwrap().count();
+        assert_eq!(layers(), 1);
+        let named = format!("POD_NAME={owner}");
+        let environment = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let own = |pid: &i32| environment(pid).split('\0').any(|entry| entry == named);
+        let server = node.pids("fsb-agent").into_iter().find(own).unwrap();
+        let keeper = parent(server);
+        // While the keeper stands still there is no new agent.
+        signal(keeper, Signal::SIGSTOP);
+        kill(server);
+        let mut agent = node.agent(other).await;
+        let request = RemoveImageRequest { reference: "busybox".into() };
+        assert!(agent.remove_image(request).await.unwrap().into_inner().existed);
+        // Long enough for the other one to look again, when its own paused containers are gone.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(layers(), 1, "the layers of a sandbox that runs are there");
+        signal(keeper, Signal::SIGCONT);
+        restarted(&node, "fsb-agent", server).await;
+        let info = client.info("reader").await.unwrap();
+        assert_eq!((info.phase.as_str(), info.instance_id), ("Running", instance.clone()));
+        std::fs::write(node.root().join(format!("lib/{owner}/layers/{instance}/upper/tmp/go")), "").unwrap();
+        let end = Instant::now() + PATIENCE;
+        while !shown(&node).contains("user:x:1000:") {
+            assert!(Instant::now() < end, "it cannot read its files: {}", shown(&node));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        client.remove("reader").await;
+        let end = Instant::now() + PATIENCE * 2;
+        while layers() > 0 {
+            assert!(Instant::now() < end, "the layers stay though nobody uses them{}", node.node_log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    node.finish();
+}
+
+/// What the reader has written.
+fn shown(node: &Node) -> String {
+    node.ctl_ok(&["logs", "reader"])
+}
+
+fn signal(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
 }
 
 async fn wait_empty(client: &mut impl Calls) {

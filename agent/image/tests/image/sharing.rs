@@ -6,6 +6,7 @@ use fsb_image::{Error, Import, Store};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -138,6 +139,21 @@ async fn pinned_layers_outlive_their_image_until_the_last_pin_is_gone() {
     assert_eq!((swept.images, swept.layers, swept.put_off), (1, 2, 0));
     fixture.check_empty();
     assert!(matches!(fixture.store.pin(&image.digest), Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_copy_of_a_pins_descriptor_holds_when_the_pin_itself_is_dropped() {
+    let fixture = Fixture::new();
+    let image = fixture.import(&image(b"1"), "x").unwrap();
+    let pin = fixture.store.pin(&image.digest).unwrap();
+    let copy = pin.as_fd().try_clone_to_owned().unwrap();
+    drop(pin);
+    assert!(fixture.store.remove("x").await.unwrap());
+    assert_eq!(fixture.other().sweep().await.unwrap().put_off, 1);
+    assert!(image.lowers.iter().all(|lower| lower.exists()));
+    drop(copy);
+    fixture.store.sweep().await.unwrap();
+    fixture.check_empty();
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -252,6 +252,11 @@ impl Agent {
     }
 
     pub(crate) fn make(&self, id: &str, image: &str) {
+        self.make_with(id, image, &[]);
+    }
+
+    /// The same, with descriptors.
+    pub(crate) fn make_with(&self, id: &str, image: &str, fds: &[RawFd]) {
         let recipe = Recipe {
             image: image.into(),
             lowers: Vec::new(),
@@ -261,7 +266,8 @@ impl Agent {
             plugins: Vec::new(),
             overlay: Overlay::Disk,
         };
-        self.send(&ToKeeper::Make(Make { id: id.into(), recipe, how: None, urgent: true }));
+        let message = ToKeeper::Make(Make { id: id.into(), recipe, how: None, urgent: true });
+        socket::send(&self.socket, &wire::encode(&message).unwrap(), fds, MsgFlags::empty()).unwrap();
     }
 
     /// Sends a bind and does not wait.

@@ -4,6 +4,8 @@ use crate::node::{Node, eventually, hand_off, is_root};
 use fsb_host::wire::{FromKeeper, Stage, ToKeeper};
 use fsb_host::{cgroup, pidfd};
 use nix::sys::signal::Signal;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 
 #[test]
 fn a_new_agent_finds_stock_running_and_ended_ones_with_their_exit_codes() {
@@ -211,4 +213,32 @@ fn a_second_keeper_on_the_same_directories_is_refused() {
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("another keeper"));
     assert!(paused.is_alive());
+}
+
+#[test]
+fn an_images_pin_is_held_while_its_container_lives_also_without_an_agent() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let path = node.dir().join("pin");
+    let pin = File::create(&path).unwrap();
+    pin.lock_shared().unwrap();
+    let free = || File::open(&path).unwrap().try_lock().is_ok();
+    let (first, second) = (node.id(), node.id());
+    agent.make_with(&first, "plain", &[pin.as_raw_fd()]);
+    agent.make_with(&second, "plain", &[pin.as_raw_fd()]);
+    drop(pin);
+    agent.take_made(&first);
+    let second = agent.take_made(&second);
+    agent.kill();
+    assert!(!free(), "held though the agent is dead");
+    let (agent, known, _) = node.agent();
+    assert_eq!(known.len(), 2);
+    agent.forget(&first);
+    assert!(!free(), "the second one holds it");
+    pidfd::kill(&second.pidfd, Signal::SIGKILL).unwrap();
+    agent.ended(&second.id);
+    eventually("the pin is free", free);
 }
