@@ -77,7 +77,7 @@ impl Launcher {
                     .context("prepare floor-cold")?,
             ),
         };
-        let name = if args.hide_unified { "crun" } else { "runc" };
+        let name = if args.hide_unified { "crun" } else { "plain" };
         let bundles = Bundles::create(
             &args.root.join("peers").join(name),
             &args.root.join("run").join(name),

@@ -7,6 +7,7 @@ use crate::image::{Image, REFERENCE};
 use crate::keeper::{Keeper, Settings};
 use crate::node::Node;
 use crate::peer::Runtime as Peer;
+use crate::peer::containerd::Containerd;
 use crate::rpc::{AgentRpc, WholePath};
 use crate::workspace::Workspace;
 use crate::{interrupt, lib_cells};
@@ -16,7 +17,7 @@ use std::process::Command;
 use std::rc::Rc;
 
 /// The cells, in the order in which they are shown.
-pub const CELLS: [&str; 10] = [
+pub const CELLS: [&str; 13] = [
     "floor-fork",
     "floor-spawn",
     "floor-cold",
@@ -25,8 +26,11 @@ pub const CELLS: [&str; 10] = [
     "agent-libcontainer",
     "agent-rpc",
     "path",
-    "runc",
+    "bwrap",
     "crun",
+    "runc",
+    "youki",
+    "containerd",
 ];
 
 /// What cells need, started when the first one needs it. Fields end in this order: helpers before their keepers.
@@ -68,15 +72,16 @@ impl<'a> Stand<'a> {
                 Box::new(Remote::new(name, "everything but the process", &launcher))
             }
             "floor-cold" => Box::new(Remote::new(name, "admission, log, record", &self.launcher()?)),
-            "runc" => {
-                Peer::Runc.find().context("runc is not installed")?;
-                Box::new(Remote::new(name, "seccomp, overlay, log", &self.launcher()?))
+            "bwrap" | "crun" | "runc" | "youki" => {
+                let peer = Peer::named(name).context("no such runtime")?;
+                peer.find()?;
+                let launcher = match peer {
+                    Peer::Crun => Rc::new(RefCell::new(launcher(self.workspace, true)?)),
+                    _ => self.launcher()?,
+                };
+                Box::new(Remote::new(name, peer.leaves_out(), &launcher))
             }
-            "crun" => {
-                Peer::Crun.find().context("crun is not installed")?;
-                let launcher = launcher(self.workspace, true)?;
-                Box::new(Remote::new(name, "seccomp, overlay, log", &Rc::new(RefCell::new(launcher))))
-            }
+            "containerd" => Box::new(Containerd::start(self.workspace, self.image)?),
             "agent-stock" | "agent-cast" | "agent-libcontainer" => {
                 let helper = lib_cells::start(self.workspace, self.image, name, Vec::new())?;
                 Box::new(Remote::new(name, "", &Rc::new(RefCell::new(helper))))
