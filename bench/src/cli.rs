@@ -1,8 +1,8 @@
 //! The command line.
 
 use crate::report::{Report, table};
-use crate::scenario::{memory, recover, schedule, start};
-use crate::{interrupt, launcher, lib_cells, paused, workspace};
+use crate::scenario::{burst, churn, contention, density, logs, recover, rpc, schedule, staggered, start};
+use crate::{busy, interrupt, launcher, lib_cells, paused, workspace};
 use anyhow::bail;
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -23,12 +23,27 @@ pub struct Cli {
 enum Command {
     /// From the call to the first act of the user's program
     Start(start::Options),
-    /// What a paused container costs in memory
-    Memory(memory::Options),
+    /// What a sandbox costs in memory, paused and running
+    #[command(alias = "memory")]
+    Density(density::Options),
+    /// Create, run, delete through the whole path: the highest rate that is sustained, and what it leaves behind
+    Churn(churn::Options),
+    /// What a call costs that does nothing
+    Rpc(rpc::Options),
     /// How long an agent is away after its server was killed
     Recover(recover::Options),
     /// What one decision of the controller costs and how good it is
     Schedule(schedule::Options),
+    /// What the keeper's logs cost, beside a plain copier
+    Logs(logs::Options),
+    /// One start each 200 ms, counted from the moment when it was to begin
+    Staggered(staggered::Options),
+    /// Many starts at once
+    Burst(burst::Options),
+    /// Starts beside busy loops
+    Contention(contention::Options),
+    #[command(hide = true)]
+    Busy(busy::Args),
     #[command(hide = true)]
     Launcher(launcher::Args),
     #[command(hide = true)]
@@ -44,9 +59,19 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Launcher(args) => return launcher::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Paused(args) => return paused::run(&args).map(|()| ExitCode::SUCCESS),
         Command::AgentCells(args) => return lib_cells::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Busy(args) => {
+            busy::run(&args);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Staggered(options) => measured(options.root.as_deref(), || staggered::run(&options))?,
+        Command::Burst(options) => measured(options.root.as_deref(), || burst::run(&options))?,
+        Command::Contention(options) => measured(options.root.as_deref(), || contention::run(&options))?,
         Command::Start(options) => measured(options.root.as_deref(), || start::run(&options))?,
-        Command::Memory(options) => measured(options.root.as_deref(), || memory::run(&options))?,
+        Command::Density(options) => measured(options.root.as_deref(), || density::run(&options))?,
+        Command::Churn(options) => measured(options.root.as_deref(), || churn::run(&options))?,
+        Command::Rpc(options) => measured(options.root.as_deref(), || rpc::run(&options))?,
         Command::Recover(options) => measured(options.root.as_deref(), || recover::run(&options))?,
+        Command::Logs(options) => measured(options.root.as_deref(), || logs::run(&options))?,
         Command::Schedule(options) => measured(None, || schedule::run(&options))?,
     };
     print!("{}", table::text(&report));

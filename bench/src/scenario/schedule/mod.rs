@@ -51,7 +51,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
 fn cell(agents: usize, options: &Options) -> anyhow::Result<Row> {
     let mut world = World::new(agents, options.seed);
     // Every reservation has been replaced once: what is timed is memory as a long life leaves it.
-    let batch = world.reservations().min(options.n).clamp(1, 128);
+    let batch = (world.reservations() / 8).min(options.n).clamp(1, 4096);
     for _ in 0..world.reservations() / batch {
         world.turn_over(batch)?;
     }
