@@ -131,6 +131,11 @@ impl Agent {
         }
     }
 
+    /// Waits until its stock does not grow any more.
+    pub fn settled(&mut self) -> anyhow::Result<()> {
+        settled(&mut || self.paused()).map(|_| ())
+    }
+
     /// How many containers are paused.
     pub fn paused(&mut self) -> anyhow::Result<i32> {
         Ok(self.status()?.stock.iter().map(|stock| stock.paused).sum())
@@ -171,15 +176,27 @@ pub struct Stock {
 
 impl Stock {
     /// Waits; gives up after a second, since a sample without stock is a result too (it is counted as such).
-    pub fn wait(&mut self, mut paused: impl FnMut() -> anyhow::Result<i32>) -> anyhow::Result<()> {
+    pub fn wait(&mut self, paused: impl FnMut() -> anyhow::Result<i32>) -> anyhow::Result<()> {
+        self.wait_within(Duration::from_secs(1), paused).map(|_| ())
+    }
+
+    /// Waits, at most so long after it was first seen full, and returns how many there are.
+    pub fn wait_within(
+        &mut self,
+        patience: Duration,
+        mut paused: impl FnMut() -> anyhow::Result<i32>,
+    ) -> anyhow::Result<i32> {
         if self.full == 0 {
             self.full = settled(&mut paused)?;
         }
-        let end = clock::now_ns() + 1_000_000_000;
-        while paused()? < self.full && clock::now_ns() < end {
+        let end = clock::now_ns() + patience.as_nanos() as u64;
+        loop {
+            let ready = paused()?;
+            if ready >= self.full || clock::now_ns() > end {
+                return Ok(ready);
+            }
             std::thread::sleep(PAUSE);
         }
-        Ok(())
     }
 }
 

@@ -1,8 +1,14 @@
 //! One way to start a program.
 
+use crate::burst::{self, Burst};
+use crate::helper::Helper;
 use crate::payload::Payload;
+use crate::refill::Meter;
+use anyhow::bail;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// How an agent got the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -69,6 +75,16 @@ pub trait Cell {
         ""
     }
 
+    /// Starts `ask.count` programs in one instant, waits for all stamps, ends them and cleans up.
+    fn burst(&mut self, _: burst::Ask) -> anyhow::Result<Burst> {
+        bail!("{} starts one at a time", self.name())
+    }
+
+    /// Processor time of making one paused container, in microseconds, if it has a stock of them.
+    fn refill_us(&mut self) -> Option<f64> {
+        None
+    }
+
     /// Mean microseconds of each step of its starts, if it knows them.
     fn stages(&mut self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -83,17 +99,19 @@ pub trait Cell {
 pub struct Remote {
     name: &'static str,
     leaves_out: &'static str,
-    helper: std::rc::Rc<std::cell::RefCell<crate::helper::Helper>>,
+    helper: Rc<RefCell<Helper>>,
+    refill: Option<Meter>,
 }
 
 impl Remote {
     /// The cell `name` of `helper`.
-    pub fn new(
-        name: &'static str,
-        leaves_out: &'static str,
-        helper: &std::rc::Rc<std::cell::RefCell<crate::helper::Helper>>,
-    ) -> Self {
-        Self { name, leaves_out, helper: helper.clone() }
+    pub fn new(name: &'static str, leaves_out: &'static str, helper: &Rc<RefCell<Helper>>) -> Self {
+        Self { name, leaves_out, helper: helper.clone(), refill: None }
+    }
+
+    /// With a meter of its refills.
+    pub fn metered(self, refill: Option<Meter>) -> Self {
+        Self { refill, ..self }
     }
 }
 
@@ -111,6 +129,16 @@ impl Cell for Remote {
     }
 
     fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
+        self.refill.iter_mut().for_each(|meter| meter.started(1));
         self.helper.borrow_mut().start(self.name, payload, due_ns)
+    }
+
+    fn burst(&mut self, ask: burst::Ask) -> anyhow::Result<Burst> {
+        self.refill.iter_mut().for_each(|meter| meter.started(ask.count));
+        self.helper.borrow_mut().burst(self.name, ask)
+    }
+
+    fn refill_us(&mut self) -> Option<f64> {
+        self.refill.as_ref()?.cpu_us()
     }
 }

@@ -1,5 +1,6 @@
 //! Helper processes: how the bench starts them, talks to them and ends them.
 
+use crate::burst::{self, Burst};
 use crate::cell::Started;
 use crate::payload::Payload;
 use crate::protocol::{Answer, Ask, Line};
@@ -185,6 +186,14 @@ impl Helper {
 }
 
 impl Helper {
+    /// Many samples at once.
+    pub fn burst(&mut self, cell: &str, ask: burst::Ask) -> anyhow::Result<Burst> {
+        match self.ask(&Ask::Burst { cell: cell.to_owned(), ask })? {
+            Answer::Burst(burst) => Ok(burst),
+            other => bail!("unexpected answer {other:?}"),
+        }
+    }
+
     /// Where the time of the starts so far went, in mean microseconds; empty if it cannot say.
     pub fn stages(&mut self) -> BTreeMap<String, f64> {
         match self.ask(&Ask::Stages) {

@@ -1,5 +1,6 @@
 //! The process that floors and peers are started from: small and single-threaded, so that a fork copies little.
 
+use crate::burst::{self, Burst};
 use crate::cell::Started;
 use crate::clock;
 use crate::floor::cold::Cold;
@@ -13,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::time::Duration;
 
 /// How long a program may take to its stamp.
@@ -54,6 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut launcher = Launcher::open(args)?;
     line.serve(|ask| match ask {
         Ask::Start { cell, payload, due_ns } => Ok(Answer::Started(launcher.start(&cell, payload, due_ns)?)),
+        Ask::Burst { cell, ask } => Ok(Answer::Burst(launcher.burst(&cell, ask)?)),
         Ask::Hold { .. } | Ask::Stages => bail!("a launcher only starts"),
     })?;
     Ok(())
@@ -87,6 +90,14 @@ impl Launcher {
         Ok(Self { rootfs, cold, bundles, started: 0 })
     }
 
+    fn burst(&mut self, cell: &str, ask: burst::Ask) -> anyhow::Result<Burst> {
+        if cell != "floor-spawn" {
+            bail!("{cell} starts one at a time");
+        }
+        let outside = self.rootfs.join(ask.payload.path().trim_start_matches('/'));
+        Ok(spawn_all(&Program::new([outside.as_os_str().as_encoded_bytes()])?, ask.count))
+    }
+
     fn start(&mut self, cell: &str, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
         self.started += 1;
         let outside = self.rootfs.join(payload.path().trim_start_matches('/'));
@@ -117,6 +128,33 @@ impl Launcher {
             }
         }
     }
+}
+
+/// Starts the program `count` times as fast as all processors together can: one thread on each.
+fn spawn_all(program: &Program, count: usize) -> Burst {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count);
+    let ready = Barrier::new(threads + 1);
+    let mut called_ns = 0;
+    let mut children = Vec::with_capacity(count);
+    std::thread::scope(|scope| {
+        let spawners: Vec<_> = (0..threads)
+            .map(|thread| {
+                let (ready, share) = (&ready, count / threads + usize::from(thread < count % threads));
+                scope.spawn(move || {
+                    ready.wait();
+                    (0..share).map(|_| process::spawn(program)).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        called_ns = clock::now_ns();
+        ready.wait();
+        children.extend(spawners.into_iter().flat_map(|spawner| spawner.join().unwrap_or_default()));
+    });
+    let mut burst = Burst::at(called_ns);
+    for child in children {
+        burst.put(child.map_err(Into::into).and_then(finish).map(|started| started.stamp_ns));
+    }
+    burst
 }
 
 fn finish(child: process::Child) -> anyhow::Result<Started> {

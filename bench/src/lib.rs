@@ -9,6 +9,8 @@
 
 pub mod agent;
 pub mod bootstrap;
+pub mod burst;
+pub mod busy;
 pub mod cell;
 pub mod cli;
 pub mod clock;
@@ -27,6 +29,7 @@ pub mod peer;
 pub mod plan;
 pub mod progress;
 pub mod protocol;
+pub mod refill;
 pub mod report;
 pub mod rpc;
 pub mod sampler;

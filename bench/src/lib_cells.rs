@@ -3,6 +3,7 @@
 //! task of the agent's own runtime, as a gRPC handler would. Admission, bind and default limits are included.
 
 use crate::agent::Stock;
+use crate::burst::{self, Burst};
 use crate::cell::{Source, Started};
 use crate::clock;
 use crate::helper::{Helper, Hub};
@@ -21,6 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
+/// How long the stock may take to be full before a burst.
+const REFILLED: Duration = Duration::from_secs(45);
 /// How long a payload may take to its end, and its removal.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -78,7 +81,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut cells = Cells { runtime, agent, logs, stock, count: 0 };
     line.serve(|ask| match ask {
         Ask::Start { payload, due_ns, .. } => Ok(Answer::Started(cells.start(payload, due_ns)?)),
-        Ask::Stages => Ok(Answer::Stages(stages(&cells.agent.metrics_text()))),
+        Ask::Burst { ask, .. } => Ok(Answer::Burst(cells.burst(ask)?)),
+        Ask::Stages => {
+            cells.refilled()?;
+            Ok(Answer::Stages(stages(&cells.agent.metrics_text())))
+        }
         Ask::Hold { .. } => bail!("this helper holds nothing"),
     })?;
     Ok(())
@@ -122,6 +129,55 @@ impl Cells {
         self.refilled()?;
         ended.with_context(|| format!("{id} did not end within {PATIENCE:?}"))??;
         Ok(Started { called_ns, stamp_ns: stamp?, source: Source::from_wire(started.source as i32) })
+    }
+}
+
+impl Cells {
+    /// All calls in one instant; ends and stamps are looked at when all calls have returned.
+    fn burst(&mut self, ask: burst::Ask) -> anyhow::Result<Burst> {
+        if let Some(stock) = &mut self.stock {
+            let ready = stock.wait_within(REFILLED, || Ok(i32::try_from(self.agent.stock(REFERENCE))?))?;
+            if (ready as usize) < ask.count {
+                bail!("the stock has {ready} containers for a burst of {}", ask.count);
+            }
+        }
+        let first = self.count + 1;
+        self.count += ask.count as u64;
+        let requests: Vec<_> =
+            (first..=self.count).map(|n| request(&format!("bench-{n}"), &[ask.payload.path()])).collect();
+        let (agent, logs) = (self.agent.clone(), self.logs.clone());
+        let called_ns = clock::now_ns();
+        let calls: Vec<_> = requests
+            .into_iter()
+            .map(|request| {
+                let agent = agent.clone();
+                self.runtime.spawn(async move { agent.start(request).await })
+            })
+            .collect();
+        self.runtime.block_on(async {
+            let mut burst = Burst::at(called_ns);
+            let mut started = Vec::with_capacity(ask.count);
+            for call in calls {
+                match call.await? {
+                    Ok(one) => started.push(one),
+                    Err(error) => burst.put(Err(error.into())),
+                }
+            }
+            for one in started {
+                let id = one.instance_id;
+                let ended = tokio::time::timeout(PATIENCE, agent.wait_ended(&id)).await;
+                burst.put(match ended {
+                    Ok(Ok(_)) => stamp(&logs.join(format!("{id}.log"))),
+                    Ok(Err(error)) => Err(error.into()),
+                    Err(_) => Err(anyhow::anyhow!("{id} did not end within {PATIENCE:?}")),
+                });
+                burst.put_source(Source::from_wire(one.source as i32));
+                tokio::time::timeout(PATIENCE, agent.stop_and_remove(&id))
+                    .await
+                    .with_context(|| format!("{id} is not gone after {PATIENCE:?}"))??;
+            }
+            Ok(burst)
+        })
     }
 }
 

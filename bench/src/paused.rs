@@ -35,7 +35,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             holder.hold(count)?;
             Ok(Answer::Holding { count: holder.held })
         }
-        Ask::Start { .. } | Ask::Stages => bail!("this helper starts nothing"),
+        Ask::Start { .. } | Ask::Burst { .. } | Ask::Stages => bail!("this helper starts nothing"),
     })?;
     Ok(())
 }

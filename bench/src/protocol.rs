@@ -1,5 +1,6 @@
 //! What the bench says to its helper processes: one JSON document per line over a unix stream socket.
 
+use crate::burst::{self, Burst};
 use crate::cell::Started;
 use crate::payload::Payload;
 use serde::de::DeserializeOwned;
@@ -14,6 +15,8 @@ use std::os::unix::net::UnixStream;
 pub enum Ask {
     /// Take one sample, calling when it is due.
     Start { cell: String, payload: Payload, due_ns: Option<u64> },
+    /// Take many samples at once.
+    Burst { cell: String, ask: burst::Ask },
     /// Have so many paused containers.
     Hold { count: usize },
     /// Say where the time of the starts so far went.
@@ -27,6 +30,7 @@ pub enum Answer {
     /// First message of a helper: it is set up.
     Ready,
     Started(Started),
+    Burst(Burst),
     /// That many are paused now.
     Holding {
         count: usize,
@@ -90,6 +94,7 @@ mod tests {
                 Ask::Hold { count } => Ok(Answer::Holding { count }),
                 Ask::Start { cell, .. } => anyhow::bail!("no cell {cell}"),
                 Ask::Stages => Ok(Answer::Stages(BTreeMap::new())),
+                Ask::Burst { .. } => Ok(Answer::Burst(Burst::at(1))),
             })
         });
         let mut line = Line::new(a).unwrap();

@@ -1,10 +1,12 @@
 //! Cells that start over gRPC, each on one open connection over a unix socket.
 
 use crate::agent::{self, Agent, Stock};
+use crate::burst::{self, Burst};
 use crate::cell::{Cell, Source, Started};
 use crate::clock;
 use crate::image::REFERENCE;
 use crate::payload::Payload;
+use crate::refill::Meter;
 use anyhow::{Context, bail};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::{agent as agent_wire, fastpath};
@@ -15,6 +17,8 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the stock may take to be full before a burst.
+const REFILLED: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// The create request of a bench's instance.
@@ -36,13 +40,14 @@ pub fn request(name: &str, words: &[&str]) -> agent_wire::CreateRequest {
 pub struct AgentRpc {
     agent: Agent,
     stock: Stock,
+    refill: Option<Meter>,
     count: u64,
 }
 
 impl AgentRpc {
     /// To an agent that has the image.
-    pub fn new(agent: Agent) -> Self {
-        Self { agent, stock: Stock::default(), count: 0 }
+    pub fn new(agent: Agent, refill: Option<Meter>) -> Self {
+        Self { agent, stock: Stock::default(), refill, count: 0 }
     }
 }
 
@@ -51,7 +56,12 @@ impl Cell for AgentRpc {
         "agent-rpc"
     }
 
+    fn refill_us(&mut self) -> Option<f64> {
+        self.refill.as_ref()?.cpu_us()
+    }
+
     fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
+        self.refill.iter_mut().for_each(|meter| meter.started(1));
         self.stock.wait(|| self.agent.paused())?;
         self.count += 1;
         let request = request(&format!("bench-{}", self.count), &[payload.path()]);
@@ -71,14 +81,41 @@ pub struct WholePath {
     client: FastPathServiceClient<Channel>,
     agent: Agent,
     stock: Stock,
+    refill: Option<Meter>,
 }
 
 impl WholePath {
     /// Connects to the controller at `socket`; `agent` is the one that it has.
-    pub fn connect(runtime: &Rc<Runtime>, socket: &Path, agent: Agent) -> anyhow::Result<Self> {
+    pub fn connect(runtime: &Rc<Runtime>, socket: &Path, agent: Agent, refill: Option<Meter>) -> anyhow::Result<Self> {
         let channel = runtime.block_on(agent::channel(socket))?;
         let client = FastPathServiceClient::new(channel);
-        Ok(Self { runtime: runtime.clone(), client, agent, stock: Stock::default() })
+        Ok(Self { runtime: runtime.clone(), client, agent, stock: Stock::default(), refill })
+    }
+
+    /// All calls in one instant, on the one connection; returns what was made.
+    async fn create_all(client: &FastPathServiceClient<Channel>, ask: burst::Ask) -> (Burst, Vec<String>) {
+        let called_ns = clock::now_ns();
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..ask.count {
+            let mut client = client.clone();
+            let request = fastpath::CreateRequest {
+                image: REFERENCE.to_owned(),
+                command: vec![ask.payload.path().to_owned()],
+                ..Default::default()
+            };
+            calls.spawn(async move { tokio::time::timeout(PATIENCE, client.create_sandbox(request)).await });
+        }
+        let mut burst = Burst::at(called_ns);
+        let mut sandboxes = Vec::with_capacity(ask.count);
+        while let Some(call) = calls.join_next().await {
+            match call {
+                Ok(Ok(Ok(created))) => sandboxes.push(created.into_inner().sandbox_id),
+                Ok(Ok(Err(status))) => burst.put(Err(status.into())),
+                Ok(Err(_)) => burst.put(Err(anyhow::anyhow!("no answer within {PATIENCE:?}"))),
+                Err(error) => burst.put(Err(error.into())),
+            }
+        }
+        (burst, sandboxes)
     }
 
     async fn stamp(client: &mut FastPathServiceClient<Channel>, sandbox: &str) -> anyhow::Result<u64> {
@@ -112,7 +149,34 @@ impl Cell for WholePath {
         "path"
     }
 
+    fn refill_us(&mut self) -> Option<f64> {
+        self.refill.as_ref()?.cpu_us()
+    }
+
+    fn burst(&mut self, ask: burst::Ask) -> anyhow::Result<Burst> {
+        self.refill.iter_mut().for_each(|meter| meter.started(ask.count));
+        let ready = self.stock.wait_within(REFILLED, || self.agent.paused())?;
+        if (ready as usize) < ask.count {
+            bail!("the stock has {ready} containers for a burst of {}", ask.count);
+        }
+        let runtime = self.runtime.clone();
+        let client = self.client.clone();
+        let (mut burst, sandboxes) = runtime.block_on(Self::create_all(&client, ask));
+        for sandbox in sandboxes {
+            burst.put_source(self.source(&sandbox)?);
+            let mut client = self.client.clone();
+            let stamp =
+                runtime.block_on(async { tokio::time::timeout(PATIENCE, Self::stamp(&mut client, &sandbox)).await });
+            burst.put(stamp.unwrap_or_else(|_| bail!("{sandbox} wrote no stamp within {PATIENCE:?}")));
+            runtime
+                .block_on(async { tokio::time::timeout(PATIENCE, Self::remove(&mut client, &sandbox)).await })
+                .with_context(|| format!("{sandbox} is not gone after {PATIENCE:?}"))??;
+        }
+        Ok(burst)
+    }
+
     fn start(&mut self, payload: Payload, due_ns: Option<u64>) -> anyhow::Result<Started> {
+        self.refill.iter_mut().for_each(|meter| meter.started(1));
         self.stock.wait(|| self.agent.paused())?;
         let request = fastpath::CreateRequest {
             image: REFERENCE.to_owned(),

@@ -119,10 +119,19 @@ impl Sampler {
     }
 
     /// What was found, by payload, with ratios to the floors of the same run.
-    pub fn rows(&self) -> Vec<Row> {
-        let mut rows: Vec<Row> = self.units.iter().map(|unit| unit.row(self.cells[unit.cell].as_ref())).collect();
+    /// `spawn` and `cold` are the names of the floors' rows. The cells are free for other samples then.
+    pub fn take_rows(&mut self, spawn: &str, cold: &str) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(self.units.len());
+        for unit in std::mem::take(&mut self.units) {
+            let cell = &mut self.cells[unit.cell];
+            let mut row = unit.row(cell.as_ref());
+            if let Some(us) = cell.refill_us() {
+                row.values.insert("refill_cpu_us".into(), rounded(us, 1));
+            }
+            rows.push(row);
+        }
         rows.sort_by_key(|row| row.payload);
-        ratios::add(&mut rows, ratios::SPAWN, ratios::COLD);
+        ratios::add(&mut rows, spawn, cold);
         rows
     }
 

@@ -8,6 +8,7 @@ use crate::keeper::{Keeper, Settings};
 use crate::node::Node;
 use crate::peer::Runtime as Peer;
 use crate::peer::containerd::Containerd;
+use crate::refill::Meter;
 use crate::rpc::{AgentRpc, WholePath};
 use crate::workspace::Workspace;
 use crate::{interrupt, lib_cells};
@@ -37,6 +38,8 @@ pub const CELLS: [&str; 13] = [
 pub struct Stand<'a> {
     workspace: &'a Workspace,
     image: &'a Image,
+    /// Further variables of its agents, such as `POOL_PER_IMAGE`; set before the first cell.
+    pub env: Vec<(String, String)>,
     launcher: Option<Rc<RefCell<Helper>>>,
     keepers: Vec<Keeper>,
     node: Option<Node>,
@@ -45,7 +48,7 @@ pub struct Stand<'a> {
 impl<'a> Stand<'a> {
     /// With nothing started yet.
     pub fn new(workspace: &'a Workspace, image: &'a Image) -> Self {
-        Self { workspace, image, launcher: None, keepers: Vec::new(), node: None }
+        Self { workspace, image, env: Vec::new(), launcher: None, keepers: Vec::new(), node: None }
     }
 
     /// Those of `names` that this machine can run; why it cannot run the others goes into `warnings`.
@@ -83,8 +86,14 @@ impl<'a> Stand<'a> {
             }
             "containerd" => Box::new(Containerd::start(self.workspace, self.image)?),
             "agent-stock" | "agent-cast" | "agent-libcontainer" => {
-                let helper = lib_cells::start(self.workspace, self.image, name, Vec::new())?;
-                Box::new(Remote::new(name, "", &Rc::new(RefCell::new(helper))))
+                let mut helper = lib_cells::start(self.workspace, self.image, name, self.env.clone())?;
+                // Answers only when its stock is full: what that took belongs to no refill.
+                helper.stages();
+                let meter = match name {
+                    "agent-stock" => Meter::open(self.workspace.path(), "stock"),
+                    _ => None,
+                };
+                Box::new(Remote::new(name, "", &Rc::new(RefCell::new(helper))).metered(meter))
             }
             "agent-rpc" => Box::new(self.agent_rpc()?),
             "path" => Box::new(self.whole_path()?),
@@ -100,25 +109,30 @@ impl<'a> Stand<'a> {
     }
 
     fn agent_rpc(&mut self) -> anyhow::Result<AgentRpc> {
-        let settings = Settings { name: "rpc".into(), warm: vec![REFERENCE.into()], ..Settings::default() };
+        let settings =
+            Settings { name: "rpc".into(), warm: vec![REFERENCE.into()], env: self.env.clone(), ..Settings::default() };
         let keeper = Keeper::start(self.workspace, &settings)?;
         let socket = keeper.socket.clone();
         self.keepers.push(keeper);
         let mut agent = Agent::connect(&runtime()?, &socket)?;
         agent.import(&self.image.archive, REFERENCE)?;
         agent.warm(REFERENCE)?;
-        Ok(AgentRpc::new(agent))
+        agent.settled()?;
+        Ok(AgentRpc::new(agent, Meter::open(self.workspace.path(), "rpc")))
     }
 
     fn whole_path(&mut self) -> anyhow::Result<WholePath> {
-        let node = Node::up(self.workspace)?;
+        let node = Node::up_with(self.workspace, self.env.clone())?;
         let sockets = (node.controller()?, node.agent()?);
         self.node = Some(node);
         let runtime = runtime()?;
         let mut agent = Agent::connect(&runtime, &sockets.1)?;
         agent.import(&self.image.archive, REFERENCE)?;
         agent.warm(REFERENCE)?;
-        WholePath::connect(&runtime, &sockets.0, agent)
+        agent.settled()?;
+        let name = sockets.1.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let meter = Meter::open(self.workspace.path(), name);
+        WholePath::connect(&runtime, &sockets.0, agent, meter)
     }
 }
 

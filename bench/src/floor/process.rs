@@ -60,6 +60,9 @@ impl Program {
     }
 }
 
+// SAFETY: nobody writes to what the pointers point to, which lives as long as the value; see `argv`.
+unsafe impl Sync for Program {}
+
 /// fork(2) and execve(2). The pipe is made before the clock runs.
 pub fn fork(program: &Program) -> io::Result<Child> {
     let (stdout, write) = pipe()?;

@@ -3,7 +3,7 @@
 use crate::image::Image;
 use crate::machine::Watch;
 use crate::payload::Payload;
-use crate::report::Report;
+use crate::report::{Report, ratios};
 use crate::sampler::{Pace, Sampler};
 use crate::stand::{CELLS, Stand};
 use crate::workspace::Workspace;
@@ -59,7 +59,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     sampler.run(options.seed, Pace::Rest(Duration::from_micros(options.gap_us)))?;
     warnings.append(&mut sampler.warnings);
     let machine = watch.end(warnings);
-    let mut cells = sampler.rows();
+    let mut cells = sampler.take_rows(ratios::SPAWN, ratios::COLD);
     cells.extend(sampler.stages());
     Ok(Report { scenario: "start".into(), machine, cells })
 }
