@@ -16,5 +16,6 @@ pub mod privileges;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+pub mod profile;
 pub mod usage;
 pub mod wire;

@@ -3,13 +3,13 @@
 use crate::layer::{self, Etc};
 use crate::moulds::{Key, Moulds};
 use crate::runtime::{self, Pipes};
-use crate::{profile, spec};
+use crate::spec;
 use anyhow::{Context, Result, bail};
 use fsb_host::cgroup::{self, Limits, Tree, Version};
 use fsb_host::park::{self, Mode, Plan};
 use fsb_host::paths::Paths;
 use fsb_host::wire::{How, Made, Make, Overlay, Recipe};
-use fsb_host::{mount, socket};
+use fsb_host::{mount, profile, socket};
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{Gid, Uid, fchown, pipe2};

@@ -6,7 +6,6 @@
 mod filler;
 mod layer;
 mod moulds;
-mod profile;
 mod runtime;
 mod serve;
 mod spec;

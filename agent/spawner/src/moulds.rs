@@ -1,12 +1,12 @@
 //! Moulds: one per (user, profile, runtime), made by libcontainer, kept until others are used more recently.
 
 use crate::runtime::{self, Parked};
-use crate::{profile, spec};
+use crate::spec;
 use anyhow::Result;
 use fsb_host::cgroup::Tree;
-use fsb_host::mount;
 use fsb_host::park::Mode;
 use fsb_host::wire::{Profile, Recipe, Runtime, User};
+use fsb_host::{mount, profile};
 use nix::mount::{MntFlags, umount2};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;

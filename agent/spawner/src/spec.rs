@@ -1,7 +1,7 @@
 //! OCI runtime specs: of a container that libcontainer makes, and of a mould.
 
-use crate::profile::{self, MASKED, MOULD_CAPABILITIES, READONLY};
 use caps::Capability;
+use fsb_host::profile::{self, MASKED, MOULD_CAPABILITIES, READONLY};
 use fsb_host::wire::{Plugin, User};
 use serde_json::{Value, json};
 use std::path::Path;
