@@ -2,63 +2,70 @@
 //!
 //! One bit per agent of a pool and one summary bit per 64 agents. Taking an agent out of a set is one store, whatever
 //! number of images it has; asking for "open, has the image, does not use the port" is a walk over words that stops
-//! at the first hit, from a random member. 10,000 agents are 157 words; finding the n-th member looks at 64 of them at
-//! most, however many agents there are.
+//! at the first hit, from a random member. 10,000 agents are 157 words; finding the n-th member looks at one number per
+//! 4096 agents, then at eight, then at eight words.
+
+/// Agents per word, words per group, groups per block.
+const BITS: usize = 64;
+const GROUP: usize = 8;
+const BLOCK: usize = 64;
 
 /// A set of small numbers.
 #[derive(Debug, Clone, Default)]
 pub struct Bitmap {
     words: Vec<u64>,
     summary: Vec<u64>,
+    /// Members per 8 words.
+    groups: Vec<u16>,
     /// Members per 64 words.
-    counts: Vec<u32>,
-    count: usize,
+    blocks: Vec<u32>,
+    count: u32,
 }
 
 impl Bitmap {
     /// Puts `index` in or takes it out.
     pub fn set(&mut self, index: u32, on: bool) {
-        let (word, bit) = (index as usize / 64, 1u64 << (index % 64));
+        let (word, bit) = (index as usize / BITS, 1u64 << (index as usize % BITS));
         if word >= self.words.len() {
             if !on {
                 return;
             }
             self.words.resize(word + 1, 0);
-            self.summary.resize(word / 64 + 1, 0);
-            self.counts.resize(word / 64 + 1, 0);
+            self.summary.resize(word / BLOCK + 1, 0);
+            self.blocks.resize(word / BLOCK + 1, 0);
+            self.groups.resize(self.blocks.len() * (BLOCK / GROUP), 0);
         }
         let had = self.words[word] & bit != 0;
         match (had, on) {
             (false, true) => {
                 self.words[word] |= bit;
-                self.counts[word / 64] += 1;
+                self.groups[word / GROUP] += 1;
+                self.blocks[word / BLOCK] += 1;
                 self.count += 1;
+                self.summary[word / BLOCK] |= 1 << (word % BLOCK);
             }
             (true, false) => {
                 self.words[word] &= !bit;
-                self.counts[word / 64] -= 1;
+                self.groups[word / GROUP] -= 1;
+                self.blocks[word / BLOCK] -= 1;
                 self.count -= 1;
+                if self.words[word] == 0 {
+                    self.summary[word / BLOCK] &= !(1 << (word % BLOCK));
+                }
             }
-            _ => return,
-        }
-        let summary = 1u64 << (word % 64);
-        if self.words[word] == 0 {
-            self.summary[word / 64] &= !summary;
-        } else {
-            self.summary[word / 64] |= summary;
+            _ => {}
         }
     }
 
     /// Whether `index` is in the set.
-    #[cfg(test)]
     pub fn contains(&self, index: u32) -> bool {
-        self.word(index as usize / 64) & (1u64 << (index % 64)) != 0
+        self.word(index as usize / BITS) & (1u64 << (index as usize % BITS)) != 0
     }
 
     /// How many are in the set.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.count
+        self.count as usize
     }
 
     /// Whether nothing is in the set.
@@ -68,22 +75,30 @@ impl Bitmap {
 
     /// The member that has `rank` members before it.
     pub fn select(&self, rank: u32) -> Option<u32> {
+        if rank >= self.count {
+            return None;
+        }
         let mut rank = rank;
         let mut block = 0;
-        while rank >= *self.counts.get(block)? {
-            rank -= self.counts[block];
+        while rank >= self.blocks[block] {
+            rank -= self.blocks[block];
             block += 1;
         }
-        let mut word = block * 64;
-        while rank >= self.words[word].count_ones() {
-            rank -= self.words[word].count_ones();
+        let mut group = block * (BLOCK / GROUP);
+        while rank >= u32::from(self.groups[group]) {
+            rank -= u32::from(self.groups[group]);
+            group += 1;
+        }
+        let mut word = group * GROUP;
+        loop {
+            let members = self.words[word].count_ones();
+            if rank < members {
+                break;
+            }
+            rank -= members;
             word += 1;
         }
-        let mut bits = self.words[word];
-        for _ in 0..rank {
-            bits &= bits - 1;
-        }
-        Some((word * 64) as u32 + bits.trailing_zeros())
+        Some((word * BITS) as u32 + select_bit(self.words[word], rank))
     }
 
     fn word(&self, word: usize) -> u64 {
@@ -93,6 +108,23 @@ impl Bitmap {
     fn summary_word(&self, word: usize) -> u64 {
         self.summary.get(word).copied().unwrap_or(0)
     }
+}
+
+/// The position of the set bit that has `rank` set bits below it; there is one.
+fn select_bit(word: u64, rank: u32) -> u32 {
+    let (mut bits, mut rank, mut position) = (word, rank, 0);
+    for width in [32, 16, 8] {
+        let below = (bits & ((1 << width) - 1)).count_ones();
+        if rank >= below {
+            rank -= below;
+            bits >>= width;
+            position += width;
+        }
+    }
+    for _ in 0..rank {
+        bits &= bits - 1;
+    }
+    position + bits.trailing_zeros()
 }
 
 /// Everything that is in all of `with`, in none of `without`, and not one of `except`.
@@ -110,8 +142,8 @@ impl Query<'_> {
     /// where the walk begins.
     pub fn sample(&self, chance: [u32; 2]) -> Option<(u32, u32)> {
         let base = self.with[0];
-        let count = base.count as u32;
-        let from = |chance: u32| base.select(chance % count.max(1));
+        // A share of the members: as even as the remainder of a division, and much cheaper.
+        let from = |chance: u32| base.select((u64::from(chance) * u64::from(base.count) >> 32) as u32);
         let first = self.first_from(from(chance[0])?)?;
         let mut second = self.first_from(from(chance[1])?).unwrap_or(first);
         if second == first {
@@ -120,14 +152,14 @@ impl Query<'_> {
         Some((first, second))
     }
 
-    /// The first member at or after `start`, going round at the end.
+    /// The first member at or after `start`, going round at the end. A start beyond the end is the beginning.
     pub fn first_from(&self, start: u32) -> Option<u32> {
         let words = self.with[0].words.len();
         if words == 0 {
             return None;
         }
-        let start = start as usize % (words * 64);
-        let (first, bit) = (start / 64, start % 64);
+        let start = if start as usize >= words * BITS { 0 } else { start as usize };
+        let (first, bit) = (start / BITS, start % BITS);
         let hit = |word: usize, mask: u64| {
             let bits = self.bits(word) & mask;
             (bits != 0).then(|| (word * 64) as u32 + bits.trailing_zeros())
@@ -216,7 +248,7 @@ mod tests {
                 .filter(|i| !out.contains(i) && !except.contains(i)).collect();
             let found = query.first_from(start);
             let size = (left.words.len() * 64).max(1) as u32;
-            let begin = start % size;
+            let begin = if start >= size { 0 } else { start };
             let next = expected.range(begin..).next().or_else(|| expected.iter().next()).copied();
             prop_assert_eq!(found, next);
         }

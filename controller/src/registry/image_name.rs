@@ -1,14 +1,16 @@
 //! One spelling for an image reference, so that `busybox` finds an agent that says `docker.io/library/busybox:latest`.
 
+use std::borrow::Cow;
+
 /// The short canonical form: no default registry, no `library/`, and a tag or a digest.
-pub fn canonical(reference: &str) -> String {
+pub fn canonical(reference: &str) -> Cow<'_, str> {
     let short = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"]
         .iter()
         .find_map(|registry| reference.strip_prefix(registry))
         .unwrap_or(reference);
     let short = short.strip_prefix("library/").unwrap_or(short);
-    let last = short.rsplit('/').next().unwrap_or(short);
-    if last.contains(':') || last.contains('@') { short.to_owned() } else { format!("{short}:latest") }
+    let named = short.bytes().rev().take_while(|byte| *byte != b'/').any(|byte| byte == b':' || byte == b'@');
+    if named { Cow::Borrowed(short) } else { Cow::Owned(format!("{short}:latest")) }
 }
 
 #[cfg(test)]

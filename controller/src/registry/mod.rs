@@ -7,12 +7,18 @@
 //! Each pool has a lock of its own, held for a decision (well below a microsecond) and never across anything else.
 
 mod bitmap;
+mod hash;
+mod holdings;
 mod image_name;
+mod images;
 mod pool;
+mod ports;
 
 pub use image_name::canonical;
 pub use pool::{Place, PoolIndex, Totals};
 
+use hash::Seed;
+use holdings::Number;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -142,10 +148,10 @@ fn lock(pool: &Pool) -> MutexGuard<'_, PoolIndex> {
 #[must_use = "dropping it frees slot and ports"]
 pub struct Reservation {
     pool: Arc<Pool>,
-    place: Place,
-    holder: Holder,
+    number: Number,
     agent: Arc<str>,
     class: Class,
+    generation: i64,
 }
 
 impl Reservation {
@@ -156,7 +162,7 @@ impl Reservation {
 
     /// Which generation of the claim it is for.
     pub fn generation(&self) -> i64 {
-        self.holder.generation
+        self.generation
     }
 
     /// How good the choice was.
@@ -167,13 +173,13 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        lock(&self.pool).unreserve(self.place, &self.holder);
+        lock(&self.pool).unreserve(self.number);
     }
 }
 
 #[derive(Debug, Clone)]
 struct Located {
-    key: PoolKey,
+    key: Arc<PoolKey>,
     pool: Arc<Pool>,
     place: Place,
 }
@@ -181,21 +187,21 @@ struct Located {
 /// All pools.
 #[derive(Debug, Default)]
 pub struct Registry {
-    pools: RwLock<HashMap<PoolKey, Arc<Pool>>>,
-    agents: RwLock<HashMap<Arc<str>, Located>>,
+    pools: RwLock<HashMap<PoolKey, Arc<Pool>, Seed>>,
+    agents: RwLock<HashMap<Arc<str>, Located, Seed>>,
 }
 
 impl Registry {
     /// Takes over a whole report of the agent `name`, which is healthy from here on.
     pub fn report(&self, name: &Arc<str>, key: &PoolKey, facts: &AgentFacts) {
         let located = match self.locate(name) {
-            Some(located) if located.key == *key => located,
+            Some(located) if *located.key == *key => located,
             other => {
                 if other.is_some() {
                     self.remove(name);
                 }
                 let (pool, place) = self.add(name, key);
-                let located = Located { key: key.clone(), pool, place };
+                let located = Located { key: Arc::new(key.clone()), pool, place };
                 self.agents.write().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), located.clone());
                 located
             }
@@ -211,7 +217,7 @@ impl Registry {
         let mut pool = lock(&located.pool);
         pool.remove(located.place);
         if pool.totals().agents == 0 {
-            pools.remove(&located.key);
+            pools.remove(&*located.key);
         }
     }
 
@@ -262,23 +268,25 @@ impl Registry {
         };
         let image = canonical(wanted.image);
         let except: Vec<Located> = wanted.except.iter().filter_map(|name| self.locate(name)).collect();
-        let (place, agent, class) = {
+        let booked = {
             let mut index = lock(&pool);
             let except: Vec<u32> = except
                 .iter()
-                .filter(|located| located.key == *key)
+                .filter(|located| *located.key == *key)
                 .filter_map(|located| index.is_at(located.place))
                 .collect();
             index.place(wanted, &image, &except)?
         };
-        Ok(Reservation { pool, place, holder: wanted.holder.clone(), agent, class })
+        let generation = wanted.holder.generation;
+        Ok(Reservation { pool, number: booked.number, agent: booked.agent, class: booked.class, generation })
     }
 
     /// Reserves for a sandbox that is known to be on this agent, whether there is room or not.
     pub fn hold(&self, name: &Arc<str>, holder: Holder, ports: &BTreeSet<u16>) -> Option<Reservation> {
         let located = self.locate(name)?;
-        lock(&located.pool).reserve(located.place, &holder, ports);
-        Some(Reservation { pool: located.pool, place: located.place, holder, agent: name.clone(), class: Class::Any })
+        let number = lock(&located.pool).reserve(located.place, &holder, ports)?;
+        let generation = holder.generation;
+        Some(Reservation { pool: located.pool, number, agent: name.clone(), class: Class::Any, generation })
     }
 
     /// Slots in use on an agent.

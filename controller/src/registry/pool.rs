@@ -1,27 +1,34 @@
 //! The agents of one pool and the decision which of them gets a sandbox.
 
 use super::bitmap::{Bitmap, Query};
+use super::holdings::{Holdings, Number};
+use super::images::{ImageNumber, Images};
+use super::ports::Ports;
 use super::{AgentFacts, Class, Holder, NoPlace, Wanted, image_name::canonical};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The index of one pool. Every operation costs the same whatever the number of agents.
+///
+/// What a decision looks at lies close together: a machine with thousands of agents in its caches misses them often.
 #[derive(Debug)]
 pub struct PoolIndex {
-    agents: Vec<Option<AgentSlot>>,
+    /// Room, by the agent's index.
+    rooms: Vec<Room>,
+    names: Vec<Arc<str>>,
+    lists: Vec<Lists>,
+    /// Paused containers by image, some of them none any more, by the agent's index.
+    stock: Vec<Vec<(ImageNumber, u32)>>,
     vacant: Vec<u32>,
     /// Healthy, not cordoned, with a free slot, and not just refused for being full.
     open: Bitmap,
-    /// By canonical reference: who has it.
-    images: HashMap<String, Bitmap>,
-    /// By canonical reference: who has a paused container for it.
-    stock: HashMap<String, Bitmap>,
-    /// By port: on whom it is in use.
-    ports: HashMap<u16, Bitmap>,
+    images: Images,
+    ports: Ports,
+    holdings: Holdings,
     totals: Totals,
     random: SmallRng,
-    next_epoch: u64,
+    next_epoch: u32,
 }
 
 /// Sums over the pool, kept up to date, for error messages and metrics.
@@ -39,46 +46,47 @@ pub struct Totals {
     pub used: u64,
 }
 
-#[derive(Debug)]
-struct AgentSlot {
-    name: Arc<str>,
-    epoch: u64,
+/// What is free on an agent.
+#[derive(Debug, Clone, Copy, Default)]
+struct Room {
+    /// 0 = nobody has this index.
+    epoch: u32,
+    used: u32,
     capacity: u32,
     cordoned: bool,
     healthy: bool,
     /// It refused as full: its own admission knows better until it reports again.
     refused_full: bool,
-    holdings: HashMap<Holder, Holding>,
-    port_users: HashMap<u16, u32>,
-    images: BTreeSet<String>,
-    stock: HashMap<String, u32>,
 }
 
-/// Why a slot is taken: by a reservation of ours, by the agent's report, or both. It is free when neither is left.
-#[derive(Debug)]
-struct Holding {
-    reserved: bool,
-    reported: bool,
-    ports: BTreeSet<u16>,
+/// What an agent has, and what it says is on it.
+#[derive(Debug, Default)]
+struct Lists {
+    images: Vec<ImageNumber>,
+    reported: Vec<Number>,
 }
 
 /// Where an agent is in the index. The epoch tells a later agent in the same place apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     pub(super) index: u32,
-    pub(super) epoch: u64,
+    pub(super) epoch: u32,
 }
 
-impl AgentSlot {
-    fn used(&self) -> usize {
-        self.holdings.len()
-    }
+/// What was chosen and booked.
+#[derive(Debug)]
+pub struct Booked {
+    /// Gives the slot back.
+    pub number: Number,
+    /// The agent's name.
+    pub agent: Arc<str>,
+    /// How good it is for the image.
+    pub class: Class,
+}
 
+impl Room {
     fn open(&self) -> bool {
-        self.healthy
-            && !self.cordoned
-            && !self.refused_full
-            && (self.capacity == 0 || self.used() < self.capacity as usize)
+        self.healthy && !self.cordoned && !self.refused_full && (self.capacity == 0 || self.used < self.capacity)
     }
 
     fn add_to(&self, totals: &mut Totals) {
@@ -87,7 +95,7 @@ impl AgentSlot {
             totals.healthy += 1;
             totals.cordoned += usize::from(self.cordoned);
             totals.capacity += u64::from(self.capacity);
-            totals.used += self.used() as u64;
+            totals.used += u64::from(self.used);
         }
     }
 
@@ -97,7 +105,7 @@ impl AgentSlot {
             totals.healthy -= 1;
             totals.cordoned -= usize::from(self.cordoned);
             totals.capacity -= u64::from(self.capacity);
-            totals.used -= self.used() as u64;
+            totals.used -= u64::from(self.used);
         }
     }
 }
@@ -106,12 +114,15 @@ impl PoolIndex {
     /// An empty pool. The seed decides the two random choices.
     pub fn new(seed: u64) -> Self {
         Self {
-            agents: Vec::new(),
+            rooms: Vec::new(),
+            names: Vec::new(),
+            lists: Vec::new(),
+            stock: Vec::new(),
             vacant: Vec::new(),
             open: Bitmap::default(),
-            images: HashMap::new(),
-            stock: HashMap::new(),
-            ports: HashMap::new(),
+            images: Images::default(),
+            ports: Ports::default(),
+            holdings: Holdings::default(),
             totals: Totals::default(),
             random: SmallRng::seed_from_u64(seed),
             next_epoch: 0,
@@ -120,74 +131,69 @@ impl PoolIndex {
 
     /// Adds an agent with nothing on it.
     pub fn add(&mut self, name: Arc<str>) -> Place {
-        self.next_epoch += 1;
-        let slot = AgentSlot {
-            name,
-            epoch: self.next_epoch,
-            capacity: 0,
-            cordoned: false,
-            healthy: false,
-            refused_full: false,
-            holdings: HashMap::new(),
-            port_users: HashMap::new(),
-            images: BTreeSet::new(),
-            stock: HashMap::new(),
-        };
-        slot.add_to(&mut self.totals);
+        self.next_epoch = self.next_epoch.wrapping_add(1).max(1);
+        let room = Room { epoch: self.next_epoch, ..Room::default() };
+        room.add_to(&mut self.totals);
         let index = match self.vacant.pop() {
             Some(index) => {
-                self.agents[index as usize] = Some(slot);
+                self.rooms[index as usize] = room;
+                self.names[index as usize] = name;
                 index
             }
             None => {
-                self.agents.push(Some(slot));
-                (self.agents.len() - 1) as u32
+                self.rooms.push(room);
+                self.names.push(name);
+                self.lists.push(Lists::default());
+                self.stock.push(Vec::new());
+                (self.rooms.len() - 1) as u32
             }
         };
-        Place { index, epoch: self.next_epoch }
+        Place { index, epoch: room.epoch }
     }
 
     /// Takes an agent out. Reservations on it become worthless and may still be dropped.
     pub fn remove(&mut self, place: Place) {
-        let Some(slot) = self.slot(place) else { return };
-        let (images, stock, ports) = (
-            slot.images.clone(),
-            slot.stock.keys().cloned().collect::<Vec<_>>(),
-            slot.port_users.keys().copied().collect::<Vec<_>>(),
-        );
-        for image in images {
-            set_in(&mut self.images, image, place.index, false);
-        }
-        for image in stock {
-            set_in(&mut self.stock, image, place.index, false);
-        }
-        for port in ports {
-            set_in(&mut self.ports, port, place.index, false);
-        }
+        let Some(room) = self.room(place).copied() else { return };
+        room.take_from(&mut self.totals);
         self.open.set(place.index, false);
-        if let Some(slot) = self.agents[place.index as usize].take() {
-            slot.take_from(&mut self.totals);
+        let lists = std::mem::take(&mut self.lists[place.index as usize]);
+        for image in lists.images {
+            self.images.set_have(image, place.index, false);
+            self.images.release(image);
         }
+        for (image, _) in std::mem::take(&mut self.stock[place.index as usize]) {
+            self.images.set_stock(image, place.index, false);
+            self.images.release(image);
+        }
+        for number in lists.reported {
+            if let Some(holding) = self.holdings.get_mut(number) {
+                holding.reported = None;
+                if holding.reserved == 0 {
+                    self.holdings.remove(number);
+                }
+            }
+        }
+        self.ports.forget(place.index);
+        self.rooms[place.index as usize] = Room::default();
         self.vacant.push(place.index);
     }
 
     /// Takes over a whole report: what the agent is, what runs on it, what it has.
     pub fn report(&mut self, place: Place, facts: &AgentFacts) {
-        self.change(place, |slot| {
-            slot.capacity = facts.capacity;
-            slot.cordoned = facts.cordoned;
-            slot.healthy = true;
-            slot.refused_full = false;
+        self.change(place, |room| {
+            room.capacity = facts.capacity;
+            room.cordoned = facts.cordoned;
+            room.healthy = true;
+            room.refused_full = false;
         });
-        let Some(slot) = self.slot(place) else { return };
-        let gone: Vec<Holder> = slot
-            .holdings
-            .iter()
-            .filter(|(holder, holding)| holding.reported && !facts.holders.iter().any(|(now, _)| now == *holder))
-            .map(|(holder, _)| holder.clone())
-            .collect();
-        for holder in gone {
-            self.vacated(place, &holder);
+        if self.room(place).is_none() {
+            return;
+        }
+        let now: BTreeSet<Number> =
+            facts.holders.iter().filter_map(|(holder, _)| self.holdings.find(place, holder)).collect();
+        let reported = &self.lists[place.index as usize].reported;
+        for number in reported.iter().copied().filter(|number| !now.contains(number)).collect::<Vec<_>>() {
+            self.unreport(number);
         }
         for (holder, ports) in &facts.holders {
             self.occupied(place, holder, ports);
@@ -198,118 +204,146 @@ impl PoolIndex {
 
     /// The agent's stream is up or down.
     pub fn set_healthy(&mut self, place: Place, healthy: bool) {
-        self.change(place, |slot| slot.healthy = healthy);
+        self.change(place, |room| room.healthy = healthy);
     }
 
     /// The agent refused as full: it is left out until it has reported again.
     pub fn refused_full(&mut self, place: Place) {
-        self.change(place, |slot| slot.refused_full = true);
+        self.change(place, |room| room.refused_full = true);
     }
 
     /// The agent has given a sign of its use: a refusal for being full is forgotten.
     pub fn heartbeat(&mut self, place: Place) {
-        if self.slot(place).is_some_and(|slot| slot.refused_full) {
-            self.change(place, |slot| slot.refused_full = false);
+        if self.room(place).is_some_and(|room| room.refused_full) {
+            self.change(place, |room| room.refused_full = false);
         }
     }
 
     /// The agent says that this sandbox runs on it.
     pub fn occupied(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) {
-        self.take(place, holder, ports, |holding| holding.reported = true);
+        let Some(number) = self.take(place, holder, ports) else { return };
+        let reported = &mut self.lists[place.index as usize].reported;
+        if let Some(holding) = self.holdings.get_mut(number)
+            && holding.reported.is_none()
+        {
+            holding.reported = Some(reported.len() as u32);
+            reported.push(number);
+        }
     }
 
     /// The agent says that this sandbox holds nothing any more.
     pub fn vacated(&mut self, place: Place, holder: &Holder) {
-        self.release(place, holder, |holding| holding.reported = false);
+        if let Some(number) = self.holdings.find(place, holder) {
+            self.unreport(number);
+        }
     }
 
     /// Replaces the images that the agent has.
     pub fn set_images(&mut self, place: Place, images: &[String]) {
-        let wanted: BTreeSet<String> = images.iter().map(|image| canonical(image)).collect();
-        let Some(slot) = self.slot_mut(place) else { return };
-        let had = std::mem::replace(&mut slot.images, wanted.clone());
-        for image in had.difference(&wanted) {
-            set_in(&mut self.images, image.clone(), place.index, false);
+        if self.room(place).is_none() {
+            return;
         }
-        for image in wanted.difference(&had) {
-            set_in(&mut self.images, image.clone(), place.index, true);
+        let wanted: BTreeSet<_> = images.iter().map(|image| canonical(image)).collect();
+        // The new list takes its images before the old one gives them back: what is in both stays.
+        let wanted: Vec<ImageNumber> = wanted.iter().map(|image| self.images.retain(image)).collect();
+        let list = &mut self.lists[place.index as usize].images;
+        for image in std::mem::take(list) {
+            self.images.set_have(image, place.index, false);
+            self.images.release(image);
         }
+        for &image in &wanted {
+            self.images.set_have(image, place.index, true);
+        }
+        *list = wanted;
     }
 
     /// Replaces the stock of paused containers.
     pub fn set_stock(&mut self, place: Place, stock: &[(String, u32)]) {
-        let mut wanted: HashMap<String, u32> = HashMap::new();
-        for (image, paused) in stock {
-            if *paused > 0 {
-                *wanted.entry(canonical(image)).or_default() += paused;
-            }
+        if self.room(place).is_none() {
+            return;
         }
-        let Some(slot) = self.slot_mut(place) else { return };
-        let had = std::mem::replace(&mut slot.stock, wanted.clone());
-        for image in had.into_keys().filter(|image| !wanted.contains_key(image)) {
-            set_in(&mut self.stock, image, place.index, false);
+        let mut wanted = BTreeMap::new();
+        for (image, paused) in stock.iter().filter(|(_, paused)| *paused > 0) {
+            *wanted.entry(canonical(image)).or_insert(0) += paused;
         }
-        for image in wanted.into_keys() {
-            set_in(&mut self.stock, image, place.index, true);
+        let wanted: Vec<_> = wanted.into_iter().map(|(image, paused)| (self.images.retain(&image), paused)).collect();
+        let list = &mut self.stock[place.index as usize];
+        for (image, _) in std::mem::take(list) {
+            self.images.set_stock(image, place.index, false);
+            self.images.release(image);
         }
+        for &(image, _) in &wanted {
+            self.images.set_stock(image, place.index, true);
+        }
+        *list = wanted;
     }
 
     /// Chooses an agent, reserves slot and ports on it. `image` is canonical; `except` are those who refused already.
-    pub fn place(
+    pub fn place(&mut self, wanted: &Wanted<'_>, image: &str, except: &[u32]) -> Result<Booked, NoPlace> {
+        let Some((index, class, image)) = self.choose(wanted, image, except) else {
+            return Err(self.explain(wanted, except));
+        };
+        let place = Place { index, epoch: self.rooms[index as usize].epoch };
+        if let (Class::Stock, Some(image)) = (class, image) {
+            self.use_stock(index, image);
+        }
+        let number = self.reserve(place, &wanted.holder, wanted.ports).ok_or(NoPlace::NoHealthyAgent)?;
+        Ok(Booked { number, agent: self.names[index as usize].clone(), class })
+    }
+
+    /// The better of two that are drawn from the best class that has any.
+    fn choose(
         &mut self,
         wanted: &Wanted<'_>,
         image: &str,
         except: &[u32],
-    ) -> Result<(Place, Arc<str>, Class), NoPlace> {
+    ) -> Option<(u32, Class, Option<ImageNumber>)> {
         let chance: [u32; 2] = self.random.random();
-        let busy: Vec<&Bitmap> = wanted.ports.iter().filter_map(|port| self.ports.get(port)).collect();
-        let classes =
-            [(Class::Stock, self.stock.get(image)), (Class::Image, self.images.get(image)), (Class::Any, None)];
-        let mut chosen = None;
-        for (class, members) in classes {
-            let narrow;
-            let wide;
-            let with: &[&Bitmap] = match (class, members) {
-                (Class::Any, _) => {
-                    wide = [&self.open];
-                    &wide
+        let busy: Vec<&Bitmap> = wanted.ports.iter().filter_map(|port| self.ports.users(*port)).collect();
+        let better = |(first, second): (u32, u32)| {
+            let used = |index: u32| self.rooms[index as usize].used;
+            if used(second) < used(first) { second } else { first }
+        };
+        let found = self.images.find(image);
+        if let Some((number, agents)) = found {
+            for (class, members) in [(Class::Stock, &agents.stock), (Class::Image, &agents.have)] {
+                let query = Query { with: &[members, &self.open], without: &busy, except };
+                if let Some(sample) = query.sample(chance) {
+                    return Some((better(sample), class, Some(number)));
                 }
-                (_, None) => continue,
-                (_, Some(members)) => {
-                    narrow = [members, &self.open];
-                    &narrow
-                }
-            };
-            let query = Query { with, without: &busy, except };
-            let Some((first, second)) = query.sample(chance) else { continue };
-            let used = |index: u32| self.agents[index as usize].as_ref().map_or(usize::MAX, AgentSlot::used);
-            chosen = Some((if used(second) < used(first) { second } else { first }, class));
-            break;
-        }
-        let Some((index, class)) = chosen else { return Err(self.explain(wanted, except)) };
-        let Some(slot) = self.agents[index as usize].as_mut() else { return Err(NoPlace::NoHealthyAgent) };
-        let (name, place) = (slot.name.clone(), Place { index, epoch: slot.epoch });
-        if class == Class::Stock
-            && let Some(paused) = slot.stock.get_mut(image)
-        {
-            *paused -= 1;
-            if *paused == 0 {
-                slot.stock.remove(image);
-                set_in(&mut self.stock, image.to_owned(), index, false);
             }
         }
-        self.reserve(place, &wanted.holder, wanted.ports);
-        Ok((place, name, class))
+        let query = Query { with: &[&self.open], without: &busy, except };
+        query.sample(chance).map(|sample| (better(sample), Class::Any, found.map(|(number, _)| number)))
     }
 
-    /// Reserves on a given agent, whether there is room or not: the sandbox is there already.
-    pub fn reserve(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) {
-        self.take(place, holder, ports, |holding| holding.reserved = true);
+    /// A paused container is about to be used: the agent's next report says so too.
+    fn use_stock(&mut self, index: u32, image: ImageNumber) {
+        let stock = &mut self.stock[index as usize];
+        if let Some((_, paused)) = stock.iter_mut().find(|(other, _)| *other == image) {
+            *paused = paused.saturating_sub(1);
+            if *paused == 0 {
+                self.images.set_stock(image, index, false);
+            }
+        }
+    }
+
+    /// Reserves on a given agent, whether there is room or not: the sandbox is there already. `None`: there is no such
+    /// agent.
+    pub fn reserve(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) -> Option<Number> {
+        let number = self.take(place, holder, ports)?;
+        self.holdings.get_mut(number)?.reserved += 1;
+        Some(number)
     }
 
     /// Gives a reservation back. Only [`super::Reservation`] calls it, once.
-    pub(super) fn unreserve(&mut self, place: Place, holder: &Holder) {
-        self.release(place, holder, |holding| holding.reserved = false);
+    pub(super) fn unreserve(&mut self, number: Number) {
+        if let Some(holding) = self.holdings.get_mut(number) {
+            holding.reserved -= 1;
+            if holding.reserved == 0 && holding.reported.is_none() {
+                self.release(number);
+            }
+        }
     }
 
     /// Sums over the pool.
@@ -319,12 +353,12 @@ impl PoolIndex {
 
     /// Slots in use on an agent.
     pub fn used(&self, place: Place) -> usize {
-        self.slot(place).map_or(0, AgentSlot::used)
+        self.room(place).map_or(0, |room| room.used as usize)
     }
 
     /// Where an agent's name stands in an `except` list.
     pub(super) fn is_at(&self, place: Place) -> Option<u32> {
-        self.slot(place).map(|_| place.index)
+        self.room(place).map(|_| place.index)
     }
 
     fn explain(&self, wanted: &Wanted<'_>, except: &[u32]) -> NoPlace {
@@ -341,87 +375,87 @@ impl PoolIndex {
             };
         }
         let taken = wanted.ports.iter().copied().find(|port| {
-            let Some(users) = self.ports.get(port) else { return false };
+            let Some(users) = self.ports.users(*port) else { return false };
             Query { with: &[&self.open], without: &[users], except }.is_empty()
         });
         NoPlace::PortsTaken { port: taken, ports: wanted.ports.clone() }
     }
 
-    fn slot(&self, place: Place) -> Option<&AgentSlot> {
-        self.agents.get(place.index as usize)?.as_ref().filter(|slot| slot.epoch == place.epoch)
+    fn room(&self, place: Place) -> Option<&Room> {
+        self.rooms.get(place.index as usize).filter(|room| room.epoch == place.epoch)
     }
 
-    fn slot_mut(&mut self, place: Place) -> Option<&mut AgentSlot> {
-        self.agents.get_mut(place.index as usize)?.as_mut().filter(|slot| slot.epoch == place.epoch)
+    /// Changes what an agent is, and keeps the sums and the open set right.
+    fn change(&mut self, place: Place, change: impl FnOnce(&mut Room)) {
+        let Some(room) = self.rooms.get_mut(place.index as usize).filter(|room| room.epoch == place.epoch) else {
+            return;
+        };
+        room.take_from(&mut self.totals);
+        change(room);
+        room.add_to(&mut self.totals);
+        self.open.set(place.index, room.open());
     }
 
-    /// Changes an agent and keeps the sums and the open set right.
-    fn change<T>(&mut self, place: Place, change: impl FnOnce(&mut AgentSlot) -> T) -> Option<T> {
-        let slot = self.agents.get_mut(place.index as usize)?.as_mut().filter(|slot| slot.epoch == place.epoch)?;
-        slot.take_from(&mut self.totals);
-        let result = change(slot);
-        slot.add_to(&mut self.totals);
-        self.open.set(place.index, slot.open());
-        Some(result)
+    /// One sandbox more or fewer on an agent.
+    fn count(&mut self, index: u32, more: bool) {
+        let room = &mut self.rooms[index as usize];
+        room.used = if more { room.used + 1 } else { room.used - 1 };
+        if room.healthy {
+            self.totals.used = if more { self.totals.used + 1 } else { self.totals.used - 1 };
+        }
+        self.open.set(index, room.open());
     }
 
-    fn take(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>, mark: impl FnOnce(&mut Holding)) {
-        let newly = self.change(place, |slot| {
-            let holding = slot.holdings.entry(holder.clone()).or_insert_with(|| Holding {
-                reserved: false,
-                reported: false,
-                ports: BTreeSet::new(),
-            });
-            mark(holding);
-            let newly: Vec<u16> = ports.difference(&holding.ports).copied().collect();
-            holding.ports.extend(&newly);
-            for port in &newly {
-                *slot.port_users.entry(*port).or_default() += 1;
+    /// The holder's slot on this agent, taken if it is not yet, with these ports besides those that it has.
+    fn take(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) -> Option<Number> {
+        self.room(place)?;
+        let (number, new) = self.holdings.find_or_add(place, holder);
+        if new {
+            self.count(place.index, true);
+        }
+        if !ports.is_empty() {
+            let holding = self.holdings.get_mut(number)?;
+            let more: Vec<u16> =
+                ports.iter().copied().filter(|port| holding.ports.binary_search(port).is_err()).collect();
+            for &port in &more {
+                self.ports.take(port, place.index);
             }
-            newly
-        });
-        for port in newly.into_iter().flatten() {
-            set_in(&mut self.ports, port, place.index, true);
+            if holding.ports.is_empty() {
+                holding.ports = more.into();
+            } else if !more.is_empty() {
+                let mut all = [&*holding.ports, &more].concat();
+                all.sort_unstable();
+                holding.ports = all.into();
+            }
+        }
+        Some(number)
+    }
+
+    fn unreport(&mut self, number: Number) {
+        let Some(holding) = self.holdings.get_mut(number) else { return };
+        let Some(position) = holding.reported.take() else { return };
+        let (index, reserved) = (holding.place.index, holding.reserved);
+        let reported = &mut self.lists[index as usize].reported;
+        reported.swap_remove(position as usize);
+        if let Some(moved) = reported.get(position as usize)
+            && let Some(moved) = self.holdings.get_mut(*moved)
+        {
+            moved.reported = Some(position);
+        }
+        if reserved == 0 {
+            self.release(number);
         }
     }
 
-    fn release(&mut self, place: Place, holder: &Holder, mark: impl FnOnce(&mut Holding)) {
-        let freed = self.change(place, |slot| {
-            let Some(holding) = slot.holdings.get_mut(holder) else { return Vec::new() };
-            mark(holding);
-            if holding.reserved || holding.reported {
-                return Vec::new();
-            }
-            let ports = slot.holdings.remove(holder).map(|holding| holding.ports).unwrap_or_default();
-            let mut freed = Vec::new();
-            for port in ports {
-                if let Some(users) = slot.port_users.get_mut(&port) {
-                    *users -= 1;
-                    if *users == 0 {
-                        slot.port_users.remove(&port);
-                        freed.push(port);
-                    }
-                }
-            }
-            freed
-        });
-        for port in freed.into_iter().flatten() {
-            set_in(&mut self.ports, port, place.index, false);
-        }
-    }
-}
-
-/// Sets a bit in a map of sets and drops sets that became empty.
-fn set_in<K: std::hash::Hash + Eq>(sets: &mut HashMap<K, Bitmap>, key: K, index: u32, on: bool) {
-    use std::collections::hash_map::Entry;
-    match sets.entry(key) {
-        Entry::Occupied(mut set) => {
-            set.get_mut().set(index, on);
-            if set.get().is_empty() {
-                set.remove();
+    /// Nobody holds it any more.
+    fn release(&mut self, number: Number) {
+        let Some(holding) = self.holdings.remove(number) else { return };
+        // What an agent that went had is not the next one's in its place.
+        if self.room(holding.place).is_some() {
+            self.count(holding.place.index, false);
+            for &port in &holding.ports {
+                self.ports.free(port, holding.place.index);
             }
         }
-        Entry::Vacant(vacant) if on => vacant.insert(Bitmap::default()).set(index, true),
-        Entry::Vacant(_) => {}
     }
 }
