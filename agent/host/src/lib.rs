@@ -4,6 +4,8 @@
 //! the single-threaded daemons and the agent share it.
 
 pub mod cgroup;
+pub mod confine;
+pub mod epoll;
 pub mod handoff;
 pub mod late;
 pub mod memfd;
@@ -14,8 +16,9 @@ pub mod paths;
 pub mod pidfd;
 pub mod privileges;
 pub mod process;
+pub mod profile;
 pub mod seccomp;
 pub mod socket;
-pub mod profile;
+pub mod spread;
 pub mod usage;
 pub mod wire;

@@ -9,7 +9,7 @@ use fsb_host::process;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// The prepared machine.
 pub(crate) struct Ground {
@@ -32,6 +32,9 @@ pub(crate) fn prepare(settings: &Settings) -> anyhow::Result<Ground> {
         create_dir(&dir, 0o700)?;
     }
     create_dir(paths.logs(), 0o750)?;
+    if let Err(error) = fsb_host::spread::apart(&paths.layers()) {
+        debug!(%error, "this file system puts layers where it likes");
+    }
     let lock = lock(&paths.run().join("keeper.lock"))?;
     let tree = Tree::discover(&settings.cgroup).context("find the cgroup of this agent")?;
     tree.prepare().context("prepare the cgroups of this agent")?;

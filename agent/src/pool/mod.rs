@@ -4,6 +4,7 @@ pub(crate) mod policy;
 pub(crate) mod warm;
 
 use crate::Agent;
+use crate::command;
 use crate::config::MakeMode;
 use crate::error::Result;
 use crate::images::ImagePin;
@@ -13,6 +14,7 @@ use fsb_host::wire::{How, Recipe};
 use fsb_proto::agent::{self, Source};
 use policy::{Bounds, Demand, View};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,12 +25,17 @@ const MAKE_DEADLINE: Duration = Duration::from_secs(30);
 /// Nothing to do: woken up by whatever changes that.
 const IDLE_LOOK: Duration = Duration::from_secs(600);
 
+/// Between two reports of the stock to the controllers.
+const REPORT_EVERY: Duration = Duration::from_millis(50);
+
 /// The stock of one recipe.
 pub(crate) struct Shelf {
     pub(crate) recipe: Recipe,
     /// A name of its image, for people.
     pub(crate) reference: String,
     stock: Mutex<Stock>,
+    /// The program that was started last, and where it may lie.
+    likely: Mutex<(String, Vec<PathBuf>)>,
     /// Keeps the image on the node.
     pub(crate) pin: ImagePin,
 }
@@ -49,6 +56,19 @@ impl Shelf {
 
     fn ready(&self) -> usize {
         lock(&self.stock).ready.len()
+    }
+
+    /// The next start will probably be of this program, searched for along the PATH of `env`.
+    pub(crate) fn expect(&self, program: &str, env: &[String]) {
+        let mut likely = lock(&self.likely);
+        if likely.0 != program {
+            *likely = (program.to_owned(), command::candidates(program, env));
+        }
+    }
+
+    /// What a container for this shelf looks up while it is made.
+    pub(crate) fn lookups(&self) -> Vec<PathBuf> {
+        lock(&self.likely).1.clone()
     }
 }
 
@@ -113,8 +133,13 @@ impl Pool {
             failures: 0,
             blocked_until: now,
         };
-        let shelf =
-            Arc::new(Shelf { recipe: recipe.clone(), reference: reference.to_owned(), stock: Mutex::new(stock), pin });
+        let shelf = Arc::new(Shelf {
+            recipe: recipe.clone(),
+            reference: reference.to_owned(),
+            stock: Mutex::new(stock),
+            likely: Mutex::default(),
+            pin,
+        });
         shelves.insert(recipe, shelf.clone());
         shelf
     }
@@ -133,7 +158,7 @@ impl Pool {
             MakeMode::Cast => Some(How::Cast),
             MakeMode::Libcontainer => Some(How::Libcontainer),
         };
-        let paused = agent.keeper.make(shelf.recipe.clone(), &shelf.pin, how, true).await?;
+        let paused = agent.keeper.make(shelf, how, true).await?;
         let source = match paused.made.how {
             How::Cast => Source::Cast,
             How::Libcontainer => Source::Libcontainer,
@@ -253,26 +278,38 @@ impl Pool {
     }
 }
 
-/// Keeps the stock as the policy wants it, until the agent stops.
+/// Keeps the stock as the policy wants it, until the agent stops. What there is, is told to the controllers at even
+/// times: they count what they use themselves.
 pub(crate) async fn run(agent: Arc<Agent>) {
     if agent.pool.mode != MakeMode::Stock {
         return;
     }
-    let mut reported = Vec::new();
+    let (mut reported, mut told) = (Vec::new(), Instant::now() - REPORT_EVERY);
     loop {
-        let again = step(&agent);
+        let mut again = step(&agent).unwrap_or(IDLE_LOOK);
         let report = agent.pool.report();
         if report != reported {
-            agent.metrics.stock(&report);
-            agent.hub.stock(report.clone());
-            reported = report;
+            let due = REPORT_EVERY.saturating_sub(told.elapsed());
+            // An image that comes or goes is told at once.
+            if due.is_zero() || known(&report) != known(&reported) {
+                agent.metrics.stock(&report);
+                agent.hub.stock(report.clone());
+                (reported, told) = (report, Instant::now());
+            } else {
+                again = again.min(due);
+            }
         }
         tokio::select! {
             () = agent.pool.wake.notified() => {}
-            () = tokio::time::sleep(again.unwrap_or(IDLE_LOOK)) => {}
+            () = tokio::time::sleep(again) => {}
             () = agent.shutdown.cancelled() => return,
         }
     }
+}
+
+/// Images with a paused container.
+fn known(report: &[agent::Stock]) -> Vec<&str> {
+    report.iter().filter(|stock| stock.paused > 0).map(|stock| stock.image.as_str()).collect()
 }
 
 /// One look at the stock, and what follows from it. Says when to look again.
@@ -311,7 +348,7 @@ fn step(agent: &Arc<Agent>) -> Option<Duration> {
 }
 
 async fn refill(agent: Arc<Agent>, shelf: Arc<Shelf>) {
-    let making = agent.keeper.make(shelf.recipe.clone(), &shelf.pin, None, false);
+    let making = agent.keeper.make(&shelf, None, false);
     let made = tokio::time::timeout(MAKE_DEADLINE, making).await;
     let failed = {
         let mut stock = lock(&shelf.stock);

@@ -8,6 +8,8 @@ pub const BYTES_EACH: u64 = 400 << 10;
 pub const AFTER_TAKE: Duration = Duration::from_millis(4);
 /// Refills under way at the same time.
 pub const IN_FLIGHT: usize = 2;
+/// Fewer missing than this are never worth a refill that does not wait.
+const LOW: usize = 4;
 /// After so long without a start a recipe that nobody asked to keep warm is dropped.
 pub const IDLE: Duration = Duration::from_secs(300);
 /// Demand counts half after so long.
@@ -136,7 +138,9 @@ pub fn plan(views: &[View], bounds: &Bounds) -> Plan {
         // A start that ends wakes the pool up again.
         return plan;
     }
-    if bounds.since_take < AFTER_TAKE {
+    // With starts that come faster than that the stock would only ever shrink: below its half it is refilled at once.
+    let low = missing.iter().any(|(index, n)| *n >= LOW && *n * 2 > targets[*index]);
+    if bounds.since_take < AFTER_TAKE && !low {
         again(AFTER_TAKE - bounds.since_take);
         return plan;
     }
@@ -212,8 +216,12 @@ mod tests {
     #[test]
     fn a_refill_waits_after_a_take_and_yields_to_starts() {
         let soon = Bounds { since_take: Duration::from_millis(1), ..BOUNDS };
-        let waits = plan(&[view(true, 0)], &soon);
+        let waits = plan(&[view(true, 3)], &soon);
         assert_eq!((waits.make.len(), waits.again), (0, Some(Duration::from_millis(3))));
+        let soon = Bounds { per_image: 8, ..soon };
+        assert_eq!(plan(&[view(true, 4)], &soon).make.len(), 0);
+        // Starts that come faster than the pause do not empty the stock.
+        assert_eq!(plan(&[view(true, 3)], &soon).make.len(), IN_FLIGHT);
         assert_eq!(plan(&[view(true, 0)], &Bounds { urgent: 1, ..BOUNDS }).make, [] as [usize; 0]);
     }
 
