@@ -1,7 +1,7 @@
 //! The command line.
 
-use crate::report::{Report, table};
-use crate::scenario::{burst, churn, contention, density, logs, recover, rpc, schedule, staggered, start};
+use crate::report::{compare, html, table};
+use crate::scenario::{Scenario, all};
 use crate::{busy, interrupt, launcher, lib_cells, paused, workspace};
 use anyhow::bail;
 use clap::{Parser, Subcommand};
@@ -14,34 +14,29 @@ use std::process::ExitCode;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Also write the result to this file, as JSON
+    /// Also write the result to this file, as JSON; for `all` a folder with a file for each scenario and report.html
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also write the result to this file, as a page with plots that needs no network
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// From the call to the first act of the user's program
-    Start(start::Options),
-    /// What a sandbox costs in memory, paused and running
-    #[command(alias = "memory")]
-    Density(density::Options),
-    /// Create, run, delete through the whole path: the highest rate that is sustained, and what it leaves behind
-    Churn(churn::Options),
-    /// What a call costs that does nothing
-    Rpc(rpc::Options),
-    /// How long an agent is away after its server was killed
-    Recover(recover::Options),
-    /// What one decision of the controller costs and how good it is
-    Schedule(schedule::Options),
-    /// What the keeper's logs cost, beside a plain copier
-    Logs(logs::Options),
-    /// One start each 200 ms, counted from the moment when it was to begin
-    Staggered(staggered::Options),
-    /// Many starts at once
-    Burst(burst::Options),
-    /// Starts beside busy loops
-    Contention(contention::Options),
+    #[command(flatten)]
+    Scenario(Scenario),
+    /// All of these, within 45 minutes on two processors
+    All(all::Options),
+    /// What has changed from one result to another, and whether it is more than chance
+    Compare {
+        /// A JSON file, or a folder of them
+        #[arg(value_name = "BEFORE")]
+        before: PathBuf,
+        /// The same, later
+        #[arg(value_name = "AFTER")]
+        after: PathBuf,
+    },
     #[command(hide = true)]
     Busy(busy::Args),
     #[command(hide = true)]
@@ -54,38 +49,41 @@ enum Command {
 
 /// Runs what was asked for.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let report = match cli.command {
+    match cli.command {
         // Helpers first: they are to be single-threaded for as long as they can.
-        Command::Launcher(args) => return launcher::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Paused(args) => return paused::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::AgentCells(args) => return lib_cells::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::Busy(args) => {
-            busy::run(&args);
-            return Ok(ExitCode::SUCCESS);
+        Command::Launcher(args) => launcher::run(&args)?,
+        Command::Paused(args) => paused::run(&args)?,
+        Command::AgentCells(args) => lib_cells::run(&args)?,
+        Command::Busy(args) => busy::run(&args),
+        Command::Compare { before, after } => print!("{}", compare::text(&before, &after)?),
+        Command::All(options) => {
+            prepare(options.root.as_deref())?;
+            let reports = all::run(&options, cli.json.as_deref())?;
+            if let Some(path) = &cli.html {
+                html::save(&reports, path)?;
+            }
         }
-        Command::Staggered(options) => measured(options.root.as_deref(), || staggered::run(&options))?,
-        Command::Burst(options) => measured(options.root.as_deref(), || burst::run(&options))?,
-        Command::Contention(options) => measured(options.root.as_deref(), || contention::run(&options))?,
-        Command::Start(options) => measured(options.root.as_deref(), || start::run(&options))?,
-        Command::Density(options) => measured(options.root.as_deref(), || density::run(&options))?,
-        Command::Churn(options) => measured(options.root.as_deref(), || churn::run(&options))?,
-        Command::Rpc(options) => measured(options.root.as_deref(), || rpc::run(&options))?,
-        Command::Recover(options) => measured(options.root.as_deref(), || recover::run(&options))?,
-        Command::Logs(options) => measured(options.root.as_deref(), || logs::run(&options))?,
-        Command::Schedule(options) => measured(None, || schedule::run(&options))?,
-    };
-    print!("{}", table::text(&report));
-    if let Some(path) = &cli.json {
-        report.save(path)?;
+        Command::Scenario(scenario) => {
+            prepare(scenario.root())?;
+            let report = scenario.run()?;
+            print!("{}", table::text(&report));
+            if let Some(path) = &cli.json {
+                report.save(path)?;
+            }
+            if let Some(path) = &cli.html {
+                html::save(&[report], path)?;
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn measured(root: Option<&Path>, scenario: impl FnOnce() -> anyhow::Result<Report>) -> anyhow::Result<Report> {
+/// What comes before anything that measures.
+fn prepare(root: Option<&Path>) -> anyhow::Result<()> {
     if !nix::unistd::Uid::effective().is_root() {
         bail!("namespaces, mounts and cgroups need root\nhint: sudo fsb-bench …");
     }
     interrupt::listen()?;
     workspace::sweep_stale(root);
-    scenario()
+    Ok(())
 }

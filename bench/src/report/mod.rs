@@ -1,8 +1,12 @@
 //! What a scenario found: rows for people and for programs.
 
+pub mod compare;
+pub mod html;
+mod plot;
+mod plots;
 pub mod ratios;
 pub mod table;
-mod targets;
+pub mod targets;
 
 use crate::cell::Source;
 use crate::machine::Machine;
@@ -59,7 +63,19 @@ impl Row {
         }
     }
 
-    /// A figure by its name.
+    /// A figure by its name, one of the distribution's too.
+    pub fn figure(&self, key: &str) -> Option<f64> {
+        let of_summary = |summary: Summary| match key {
+            "p50_us" => Some(summary.p50_us),
+            "p90_us" => Some(summary.p90_us),
+            "p99_us" => Some(summary.p99_us),
+            "max_us" => Some(summary.max_us),
+            _ => None,
+        };
+        self.number(key).or_else(|| self.summary.and_then(of_summary))
+    }
+
+    /// A figure besides the distribution, by its name.
     pub fn number(&self, key: &str) -> Option<f64> {
         self.values.get(key)?.as_f64()
     }
