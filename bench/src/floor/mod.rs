@@ -8,6 +8,7 @@
 //! crates have `unsafe`; each block says why it is sound.
 
 pub mod cold;
+pub mod copier;
 pub mod process;
 mod profile;
 mod sys;
