@@ -17,7 +17,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
     loop {
         agent.drop_nameless();
         let done = match agent.images.store.sweep().await {
-            Ok(swept) => swept.put_off == 0 && !swept.busy,
+            Ok(swept) => swept.put_off == 0 && swept.parts == 0 && !swept.busy,
             Err(error) => {
                 tracing::warn!(%error, "the image store could not be swept");
                 false

@@ -6,6 +6,7 @@
 
 mod credentials;
 mod digest;
+mod download;
 mod error;
 mod image;
 mod import;
@@ -18,6 +19,7 @@ mod path;
 mod pin;
 mod pull;
 mod reference;
+mod registry;
 mod store;
 mod stream;
 mod sweep;

@@ -72,7 +72,7 @@ impl Store {
 
     /// Opens it with other limits.
     pub fn open_with(directory: PathBuf, options: Options) -> Result<Self> {
-        for part in ["layers", "tmp", "trash", "locks", "pins"] {
+        for part in ["layers", "tmp", "trash", "locks", "pins", "parts"] {
             let part = directory.join(part);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&part).at("make", &part)?;
         }
@@ -177,6 +177,11 @@ impl Store {
 
     pub(crate) fn locks(&self) -> PathBuf {
         self.inner.directory.join("locks")
+    }
+
+    /// What pulls that broke off have left for the next ones.
+    pub(crate) fn parts(&self) -> PathBuf {
+        self.inner.directory.join("parts")
     }
 
     pub(crate) fn pins(&self) -> &Pins {

@@ -2,13 +2,20 @@
 
 use crate::digest::Digest;
 use crate::error::{At, Error, Result};
+use crate::layer::Layer;
 use crate::lock::{Lock, Mode, lock, try_exclusive};
 use crate::store::{Store, blocking};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long parts of a pull that broke off are kept.
+const KEEP_PARTS: Duration = Duration::from_secs(3600);
+/// What names of files begin with that keep a layer; those of archives of layers do not.
+const KEPT_LAYER: &str = "layer-";
 
 /// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,6 +26,8 @@ pub struct Swept {
     pub layers: usize,
     /// Images without a name that are still pinned.
     pub put_off: usize,
+    /// Parts of pulls that broke off, kept for an hour.
+    pub parts: usize,
     /// Nothing was done, because an image is being imported or pulled or another sweep runs.
     pub busy: bool,
 }
@@ -52,6 +61,41 @@ impl Store {
         }
     }
 
+    /// Keeps layers that no image has yet, for the next try of the pull that brought them.
+    pub(crate) fn keep_layers(&self, layers: &[Layer]) {
+        for layer in layers {
+            let path = self.kept_layer(layer);
+            // At worst they are downloaded again.
+            if let Err(error) = fs::write(&path, "") {
+                tracing::debug!(path = %path.display(), %error, "a layer is not kept");
+            }
+        }
+    }
+
+    /// An image has them now.
+    pub(crate) fn release_layers(&self, layers: &[Layer]) {
+        for layer in layers {
+            // Mostly there is nothing; what stays is removed in an hour.
+            let _ = fs::remove_file(self.kept_layer(layer));
+        }
+    }
+
+    fn kept_layer(&self, layer: &Layer) -> PathBuf {
+        self.parts().join(format!("{KEPT_LAYER}{}", layer.diff_id.hex()))
+    }
+
+    /// Names of the parts that are young enough to be kept; the others are removed.
+    fn kept_parts(&self) -> Result<Vec<OsString>> {
+        let mut kept = Vec::new();
+        for name in names(&self.parts())? {
+            let path = self.parts().join(&name);
+            let age = fs::metadata(&path).and_then(|part| part.modified()).ok().and_then(|at| at.elapsed().ok());
+            // A time in the future counts as now.
+            if age.unwrap_or_default() < KEEP_PARTS { kept.push(name) } else { remove(&path)? }
+        }
+        Ok(kept)
+    }
+
     fn move_to_trash(&self) -> Result<Swept> {
         let mut swept = Swept::default();
         let trash = self.directory().join("trash");
@@ -78,7 +122,10 @@ impl Store {
         }
         let _index = lock(&self.index_lock(), Mode::Shared)?;
         let snapshot = self.snapshot()?;
-        let used: HashSet<OsString> = snapshot.layers().map(OsString::from).collect();
+        let mut used: HashSet<OsString> = snapshot.layers().map(OsString::from).collect();
+        let kept = self.kept_parts()?;
+        swept.parts = kept.len();
+        used.extend(kept.iter().filter_map(|name| name.to_str()?.strip_prefix(KEPT_LAYER)).map(OsString::from));
         for name in names(self.layers())? {
             if !used.contains(&name) {
                 discard(&self.layers().join(&name), &trash)?;

@@ -74,6 +74,14 @@ impl Fixture {
         }
     }
 
+    /// Removes what pulls that broke off have left, as time does.
+    pub(crate) async fn forget_parts(&self) {
+        for name in names(&self.path().join("parts")) {
+            std::fs::remove_file(self.path().join("parts").join(name)).unwrap();
+        }
+        self.store.sweep().await.unwrap();
+    }
+
     pub(crate) fn layers(&self) -> BTreeSet<String> {
         names(&self.path().join("layers"))
     }

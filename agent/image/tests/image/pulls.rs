@@ -131,10 +131,13 @@ async fn a_registry_that_sends_something_else_is_refused() {
         (&"1".to_owned(), Fault::Wrong(b"{}".to_vec()), "no config or no layers"),
         (&"1".to_owned(), Fault::Status(500, 99), "cannot pull"),
         (&layer, Fault::Status(404, 99), "no such"),
+        (&"1".to_owned(), Fault::Wrong(vec![b' '; (4 << 20) + 1]), "its manifest has more than 4194304 bytes"),
     ] {
         registry.fault(what, fault.clone());
         let error = fixture.store.pull(&reference, Missing, silent).await.unwrap_err();
-        fixture.check_refusal(&error, words);
+        assert!(error.to_string().contains(words), "{error} does not say {words:?}");
+        fixture.forget_parts().await;
+        fixture.check_empty();
         registry.fault(what, Fault::Dropped(0));
     }
     let by_digest = registry.reference(&format!("app@{manifest}"));
@@ -143,6 +146,57 @@ async fn a_registry_that_sends_something_else_is_refused() {
     fixture.check_refusal(&error, "the registry sent something else");
     // Nothing of all that stands in the way of an honest pull.
     fixture.store.pull(&reference, Missing, silent).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_broke_off_goes_on_where_it_was() {
+    let (registry, fixture) = (Registry::start().await, Fixture::new());
+    let image = image(b"1");
+    registry.add_image("app:1", &image);
+    let reference = registry.reference("app:1");
+    let [first, second, third] = [0, 1, 2].map(|i| digest(&image.stored[i]));
+    registry.fault(&second, Fault::Dropped(3));
+    let error = fixture.store.pull(&reference, Missing, silent).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(fixture.store.list().unwrap().is_empty(), "half an image is none");
+    // What is kept stays through a sweep, also by another agent, and is used by whoever pulls next: a layer, half of the
+    // next one, and one that was brought at the same time.
+    assert_eq!(fixture.other().sweep().await.unwrap().parts, 3, "{:?}", names(&fixture.path().join("parts")));
+    let seen = Mutex::new(Progress::default());
+    let pulled = fixture.other().pull(&reference, Missing, |p| *seen.lock().unwrap() = p).await.unwrap();
+    assert_eq!(std::fs::read(pulled.lowers[1].join("top")).unwrap(), b"1");
+    for whole in [first, third] {
+        assert_eq!(registry.requests(&whole), 1, "a layer that is here is not asked for again");
+    }
+    assert_eq!(registry.sent(&second), image.stored[1].len(), "no byte is sent twice");
+    let seen = seen.into_inner().unwrap();
+    assert_eq!(seen.done_bytes, seen.total_bytes);
+    assert_eq!(fixture.store.sweep().await.unwrap().parts, 0);
+    fixture.store.remove(&reference).await.unwrap();
+    fixture.check_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_is_damaged_or_cannot_be_gone_on_from_is_brought_anew() {
+    let (registry, fixture) = (Registry::start().await, Fixture::new());
+    let image = image(b"1");
+    registry.add_image("app:1", &image);
+    let reference = registry.reference("app:1");
+    let layer = digest(&image.stored[1]);
+    for fault in [Fault::Dropped(0), Fault::Whole] {
+        registry.fault(&layer, Fault::Dropped(3));
+        fixture.store.pull(&reference, Missing, silent).await.unwrap_err();
+        let part = fixture.path().join("parts").join(layer.strip_prefix("sha256:").unwrap());
+        let mut bytes = std::fs::read(&part).unwrap();
+        assert!(!bytes.is_empty());
+        bytes.fill(7);
+        std::fs::write(&part, bytes).unwrap();
+        registry.fault(&layer, fault);
+        fixture.store.pull(&reference, Missing, silent).await.unwrap();
+        assert!(!part.exists());
+        fixture.store.remove(&reference).await.unwrap();
+        fixture.check_empty();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

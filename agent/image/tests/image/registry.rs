@@ -13,8 +13,10 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Fault {
     /// Sends other bytes.
     Wrong(Vec<u8>),
-    /// Closes the connection in the middle, so many times.
+    /// Closes the connection in the middle of what is asked for, so many times.
     Dropped(usize),
+    /// Sends all of it, whatever part is asked for.
+    Whole,
     /// Answers with this status, so many times.
     Status(u16, usize),
     /// Takes so long before it answers.
@@ -29,6 +31,8 @@ struct State {
     faults: HashMap<String, Fault>,
     /// Requests by the last component of their path.
     requests: BTreeMap<String, usize>,
+    /// Bytes of bodies that were sent, likewise.
+    sent: BTreeMap<String, usize>,
     /// `user:password` in base64 that a token costs; the token itself is `secret`.
     credentials: Option<String>,
 }
@@ -92,6 +96,11 @@ impl Registry {
     pub(crate) fn requests(&self, what: &str) -> usize {
         self.state.lock().unwrap().requests.get(what).copied().unwrap_or_default()
     }
+
+    /// How many bytes of `what` were sent.
+    pub(crate) fn sent(&self, what: &str) -> usize {
+        self.state.lock().unwrap().sent.get(what).copied().unwrap_or_default()
+    }
 }
 
 struct Answer {
@@ -117,6 +126,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, state: Arc<Mutex<State>>)
             return;
         }
         let mut authorization = String::new();
+        let mut from = 0;
         let mut length = 0;
         loop {
             let mut line = String::new();
@@ -126,6 +136,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, state: Arc<Mutex<State>>)
             let Some((key, value)) = line.trim().split_once(": ") else { break };
             match key.to_ascii_lowercase().as_str() {
                 "authorization" => authorization = value.into(),
+                "range" => from = value.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap(),
                 "content-length" => length = value.parse().unwrap(),
                 _ => {}
             }
@@ -133,7 +144,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, state: Arc<Mutex<State>>)
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.unwrap();
         let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-        let answer = answer(&path, &authorization, address, &mut state.lock().unwrap());
+        let answer = answer(&path, &authorization, from, address, &mut state.lock().unwrap());
         tokio::time::sleep(answer.delay).await;
         let mut head = format!("HTTP/1.1 {} X\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
         for (key, value) in &answer.headers {
@@ -147,7 +158,7 @@ async fn serve(stream: TcpStream, address: SocketAddr, state: Arc<Mutex<State>>)
     }
 }
 
-fn answer(path: &str, authorization: &str, address: SocketAddr, state: &mut State) -> Answer {
+fn answer(path: &str, authorization: &str, from: usize, address: SocketAddr, state: &mut State) -> Answer {
     if let Some(query) = path.strip_prefix("/token?") {
         let right = state.credentials.as_ref().is_some_and(|c| authorization == format!("Basic {c}"));
         assert!(query.contains("scope="), "{query}");
@@ -182,15 +193,22 @@ fn answer(path: &str, authorization: &str, address: SocketAddr, state: &mut Stat
         None => {}
         Some(Fault::Wrong(bytes)) => answer.body = bytes.clone(),
         Some(Fault::Slow(delay)) => answer.delay = *delay,
-        Some(Fault::Dropped(0) | Fault::Status(_, 0)) => {}
-        Some(Fault::Dropped(times)) => {
-            *times -= 1;
-            answer.cut = Some(answer.body.len() / 2);
-        }
+        Some(Fault::Status(_, 0)) => {}
+        Some(Fault::Dropped(_) | Fault::Whole) => {}
         Some(Fault::Status(status, times)) => {
             *times -= 1;
             answer = Answer::new(*status, "busy");
         }
     }
+    if answer.status == 200 && from > 0 && from <= answer.body.len() && state.faults.get(what) != Some(&Fault::Whole) {
+        answer.status = 206;
+        answer.headers.push(("Content-Range", format!("bytes {from}-{}/{}", answer.body.len() - 1, answer.body.len())));
+        answer.body.drain(..from);
+    }
+    if let Some(Fault::Dropped(times @ 1..)) = state.faults.get_mut(what) {
+        *times -= 1;
+        answer.cut = Some(answer.body.len() / 2);
+    }
+    *state.sent.entry(what.to_owned()).or_default() += answer.cut.unwrap_or(answer.body.len());
     answer
 }
