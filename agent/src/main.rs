@@ -7,7 +7,6 @@ use fsb_agent::{Agent, Config, Listeners, serve};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// How long requests under way may take when the agent is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -42,7 +41,6 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let keeper = fsb_host::process::keeper_socket().context("no keeper; hint: fsb-keeper starts the agent")?;
     let args = Args::parse();
-    init_tracing();
     fsb_host::privileges::keep(&NEEDED).context("drop privileges")?;
     // One provider for everything that speaks TLS, before anything does.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -58,6 +56,8 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
+    let _within = runtime.enter();
+    let _traces = fsb_telemetry::init("fsb-agent");
     runtime.block_on(run(config, keeper))
 }
 
@@ -78,13 +78,4 @@ async fn run(config: Config, keeper: std::os::fd::OwnedFd) -> anyhow::Result<()>
     agent.close(DRAIN).await;
     let _ = tokio::time::timeout(DRAIN, server).await;
     Ok(())
-}
-
-fn init_tracing() {
-    let filter = EnvFilter::try_from_env("LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match std::env::var("LOG_FORMAT").as_deref() {
-        Ok("json") => builder.json().init(),
-        _ => builder.init(),
-    }
 }

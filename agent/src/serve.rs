@@ -19,10 +19,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tracing::Instrument;
 
 /// The longest gRPC message: a create at the kernel's limit for arguments and environment.
 const LONGEST_MESSAGE: usize = 4 << 20;
@@ -96,16 +97,26 @@ pub async fn serve(agent: Arc<Agent>, listeners: Listeners, stop: CancellationTo
     let service = AgentServiceServer::new(Service(agent.clone()))
         .max_decoding_message_size(LONGEST_MESSAGE)
         .max_encoding_message_size(usize::MAX);
-    let app = tonic::service::Routes::new(service).into_axum_router().merge(http::router(agent)).fallback(nothing_here);
+    let mut app =
+        tonic::service::Routes::new(service).into_axum_router().merge(http::router(agent)).fallback(nothing_here);
+    if fsb_telemetry::is_tracing() {
+        app = app.layer(middleware::from_fn(traced));
+    }
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let unix = accept_unix(listeners.unix, app.clone(), room.clone(), stop.clone());
+    let unix = accept(listeners.unix, app.clone(), room.clone(), stop.clone());
     match listeners.tcp {
         None => unix.await,
         Some((listener, token)) => {
             let app = app.layer(middleware::from_fn_with_state(token, guard));
-            tokio::join!(unix, accept_tcp(listener, app, room, stop));
+            tokio::join!(unix, accept(listener, app, room, stop));
         }
     }
+}
+
+/// Each request is a span, of its caller's trace.
+async fn traced(request: Request, next: Next) -> Response {
+    let span = fsb_telemetry::request_span(&request);
+    next.run(request).instrument(span).await
 }
 
 /// Lets only requests with the token through.
@@ -140,36 +151,40 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
-async fn accept_unix(listener: UnixListener, app: Router, room: Arc<Semaphore>, stop: CancellationToken) {
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        let stream = tokio::select! {
-            accepted = listener.accept() => accepted.map(|(stream, _)| stream),
-            () = stop.cancelled() => return,
-        };
-        match stream {
-            Ok(stream) => {
-                let (app, stop) = (app.clone(), stop.clone());
-                tokio::spawn(async move {
-                    connection(stream, app, stop).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => accept_failed(error).await,
-        }
+/// Where connections come from.
+trait Accept {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    async fn accept(&self) -> std::io::Result<Self::Stream>;
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> std::io::Result<UnixStream> {
+        Ok(UnixListener::accept(self).await?.0)
     }
 }
 
-async fn accept_tcp(listener: TcpListener, app: Router, room: Arc<Semaphore>, stop: CancellationToken) {
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> std::io::Result<TcpStream> {
+        let (stream, _) = TcpListener::accept(self).await?;
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+async fn accept(listener: impl Accept, app: Router, room: Arc<Semaphore>, stop: CancellationToken) {
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let stream = tokio::select! {
-            accepted = listener.accept() => accepted.map(|(stream, _)| stream),
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match stream {
             Ok(stream) => {
-                let _ = stream.set_nodelay(true);
                 let (app, stop) = (app.clone(), stop.clone());
                 tokio::spawn(async move {
                     connection(stream, app, stop).await;

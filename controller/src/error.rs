@@ -43,6 +43,9 @@ pub enum Error {
         /// Its path.
         path: PathBuf,
     },
+    /// What is not needed cannot be given up.
+    #[error("cannot drop privileges: {0}")]
+    Privileges(String),
     /// A token file.
     #[error("token file {path}: {why}", path = .path.display())]
     TokenFile {

@@ -1,17 +1,25 @@
 //! `fsb-controller`: flags, runtime, signals.
 
 use clap::Parser;
-use fsb_controller::{Config, Controller, logging};
+use fsb_controller::{Config, Controller, privileges};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let config = Config::parse();
-    logging::init();
+    if let Err(error) = privileges::drop_others() {
+        eprintln!("fsb-controller: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("controller").build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error.into()),
+        Err(error) => {
+            eprintln!("fsb-controller: cannot start its runtime: {error}");
+            return ExitCode::FAILURE;
+        }
     };
+    let _within = runtime.enter();
+    let _traces = fsb_telemetry::init("fsb-controller");
     match runtime.block_on(run(&config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),

@@ -115,7 +115,8 @@ fn an_image_in_use_is_not_taken_away_while_its_agent_is_dead() {
     let node = Node::up(&["--agents", "2"]);
     block_on(async {
         let mut client = node.client().await;
-        let reader = "until [ -e /tmp/go ]; do sleep 0.05; done; cat /etc/group; ls /bin | grep -c .; sleep 1000";
+        let reader =
+            "while :; do grep -q user /etc/group && ls /bin | grep -q sed && echo read || echo gone; sleep 0.1; done";
         let owner = client.create("reader", reader).await.unwrap().agent_pod;
         let instance = client.info("reader").await.unwrap().instance_id;
         let other = if owner == "agent-1" { "agent-2" } else { "agent-1" };
@@ -139,11 +140,11 @@ fn an_image_in_use_is_not_taken_away_while_its_agent_is_dead() {
         signal(keeper, Signal::SIGCONT);
         restarted(&node, "fsb-agent", server).await;
         let info = client.info("reader").await.unwrap();
-        assert_eq!((info.phase.as_str(), info.instance_id), ("Running", instance.clone()));
-        std::fs::write(node.root().join(format!("lib/{owner}/layers/{instance}/upper/tmp/go")), "").unwrap();
+        assert_eq!((info.phase.as_str(), info.instance_id), ("Running", instance));
+        let before = reads(&node);
         let end = Instant::now() + PATIENCE;
-        while !shown(&node).contains("user:x:1000:") {
-            assert!(Instant::now() < end, "it cannot read its files: {}", shown(&node));
+        while reads(&node) <= before {
+            assert!(Instant::now() < end, "it reads no more");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         client.remove("reader").await;
@@ -156,9 +157,11 @@ fn an_image_in_use_is_not_taken_away_while_its_agent_is_dead() {
     node.finish();
 }
 
-/// What the reader has written.
-fn shown(node: &Node) -> String {
-    node.ctl_ok(&["logs", "reader"])
+/// How often the reader has found its files; it must never miss one.
+fn reads(node: &Node) -> usize {
+    let text = node.ctl_ok(&["logs", "reader"]);
+    assert!(!text.contains("gone"), "{text}");
+    text.lines().count()
 }
 
 fn signal(pid: i32, signal: Signal) {
@@ -168,6 +171,38 @@ fn signal(pid: i32, signal: Signal) {
 fn parent(pid: i32) -> i32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn an_agent_killed_while_logs_rotate_loses_no_line() {
+    let node = Node::up_with(&[], &[("LOG_MAX_SIZE", "64Ki"), ("LOG_MAX_FILES", "1000")]);
+    let mut random = seeded();
+    block_on(async {
+        let mut client = node.client().await;
+        let script = "i=0; while [ $i -lt 20000 ]; do echo line $i of a log that is rotated; i=$((i+1)); done; exit 7";
+        for i in 0..8 {
+            client.create(&format!("rotate{i}"), script).await.unwrap();
+        }
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_micros(random.random_range(0..100_000))).await;
+            let pid = node.kill("fsb-agent");
+            restarted(&node, "fsb-agent", pid).await;
+        }
+        let expected: String = (0..20_000).map(|i| format!("line {i} of a log that is rotated\n")).collect();
+        for i in 0..8 {
+            let name = format!("rotate{i}");
+            let end = client.until(&name, "Failed").await;
+            assert_eq!(end.exit_code, Some(7), "{name}");
+            assert!(client.output(&name).await == expected, "{name}: a line is missing, doubled or changed");
+            let rotated = node.root().join("log").join(format!("{}.log.5", end.instance_id));
+            assert!(rotated.exists(), "{name}: {} is not there", rotated.display());
+        }
+        for info in client.list().await {
+            client.delete(&info.sandbox_id).await;
+        }
+        wait_empty(&mut client).await;
+    });
+    node.finish();
 }
 
 async fn wait_empty(client: &mut impl Calls) {

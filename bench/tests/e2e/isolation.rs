@@ -104,3 +104,17 @@ fn the_agent_holds_only_the_privileges_that_it_needs() {
     }
     node.finish();
 }
+
+#[test]
+fn the_controller_holds_only_the_privileges_that_it_needs() {
+    let node = Node::up(&[]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pids("fsb-controller")[0])).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    for set in ["CapEff:", "CapPrm:"] {
+        let bits = u64::from_str_radix(&field(set), 16).unwrap();
+        // CHOWN, DAC_OVERRIDE, NET_BIND_SERVICE (linux/capability.h)
+        assert_eq!(bits, 1 | 1 << 1 | 1 << 10, "{set} {bits:x}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1", "no program that it could start gets them back");
+    node.finish();
+}

@@ -100,6 +100,7 @@ impl Client {
         if let Some(bearer) = &self.bearer {
             request.metadata_mut().insert("authorization", bearer.clone());
         }
+        fsb_telemetry::inject(request.metadata_mut());
         request
     }
 

@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 /// The service.
 #[derive(Clone)]
@@ -72,7 +73,11 @@ impl FastPath {
         &self,
         change: impl Future<Output = Result<T, Status>> + Send + 'static,
     ) -> Result<T, Status> {
-        self.core.tracker.spawn(change).await.map_err(|_| Status::internal("the call ended in a panic"))?
+        self.core
+            .tracker
+            .spawn(change.in_current_span())
+            .await
+            .map_err(|_| Status::internal("the call ended in a panic"))?
     }
 }
 
@@ -87,7 +92,8 @@ impl FastPathService for FastPath {
         let deadline = Instant::now() + deadline::of(&metadata, self.core.timing.create_deadline);
         let namespace = self.namespace(&metadata, std::mem::take(&mut message.namespace))?;
         let (answer, result) = oneshot::channel();
-        self.core.tracker.spawn(create::run(self.core.clone(), namespace, message, deadline, answer));
+        let create = create::run(self.core.clone(), namespace, message, deadline, answer);
+        self.core.tracker.spawn(create.in_current_span());
         let claim = result.await.map_err(|_| Status::internal("the create ended in a panic"))??;
         let name = claim.key.name.to_string();
         Ok(Response::new(CreateResponse {

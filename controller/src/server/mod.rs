@@ -93,6 +93,7 @@ impl Controller {
                 .http2_keepalive_interval(Some(KEEP_ALIVE))
                 .http2_keepalive_timeout(Some(KEEP_ALIVE))
                 .tcp_nodelay(true)
+                .trace_fn(fsb_telemetry::request_span)
                 .add_service(service.clone())
         };
         if let Some(listener) = tcp {
