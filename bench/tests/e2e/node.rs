@@ -33,8 +33,16 @@ pub fn program(name: &str) -> PathBuf {
 impl Node {
     /// A node with these flags of `local up`, and an image named `busybox`.
     pub fn up(flags: &[&str]) -> Self {
+        Self::up_with(flags, &[])
+    }
+
+    /// [`Node::up`] with variables of a user's environment.
+    pub fn up_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let node = Self::down();
-        node.start(flags);
+        let mut command = node.command(&["local", "up", "--no-egress"]);
+        let output = command.args(flags).envs(environment.iter().copied()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "fsb-ctl local up: {}\n{said}{}", output.status, node.node_log());
         let image = node.busybox();
         node.ctl_ok(&["image", "import", &image.display().to_string(), "--name", "busybox", "--cmd", "sh"]);
         node
