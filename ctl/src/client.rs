@@ -56,14 +56,16 @@ pub(crate) async fn connect(settings: &Settings) -> Result<FastPath> {
     if settings.verbose {
         eprintln!("controller: {}", settings.endpoint);
     }
-    let channel = channel(&settings.endpoint).await.map_err(|why| unreachable(&settings.endpoint, &why))?;
+    let channel = channel(&settings.endpoint).await.map_err(|why| unreachable(settings, &why))?;
     let client = FastPathServiceClient::with_interceptor(channel, Bearer(token));
     Ok(client.max_decoding_message_size(MAX_ANSWER_BYTES))
 }
 
-fn unreachable(endpoint: &Endpoint, why: &str) -> Failure {
-    Failure::new(format!("cannot reach the controller at {endpoint}: {why}"))
-        .hint("`fsb-ctl local up` starts a node on this machine, --endpoint or FSB_ENDPOINT names another controller")
+fn unreachable(settings: &Settings, why: &str) -> Failure {
+    let root = settings.root.as_ref().map(|root| format!(" --root {}", root.display())).unwrap_or_default();
+    Failure::new(format!("cannot reach the controller at {}: {why}", settings.endpoint)).hint(format!(
+        "`fsb-ctl local up{root}` starts a node on this machine, --endpoint or FSB_ENDPOINT names another controller"
+    ))
 }
 
 /// A runtime of one thread: nothing here needs more.
@@ -89,12 +91,14 @@ pub(crate) fn failure(settings: &Settings, status: &Status) -> Failure {
     let from_transport = std::error::Error::source(status).is_some();
     let failure = match status.code() {
         Code::Unavailable | Code::Unknown if from_transport => {
-            return unreachable(&settings.endpoint, &root_cause(status));
+            return unreachable(settings, &root_cause(status));
         }
         Code::Cancelled if from_transport => Failure::new("the controller did not answer in time"),
         Code::DeadlineExceeded => Failure::new(format!("it took too long: {what}")),
         Code::Unimplemented => Failure::new(format!("the controller at {} cannot do this", settings.endpoint))
             .hint("it is older than this fsb-ctl, or another program"),
+        Code::NotFound if what.starts_with("image ") => Failure::new(what)
+            .hint("`fsb-ctl image ls` shows what is here, `fsb-ctl image import FILE --name NAME` brings an image"),
         Code::NotFound => Failure::new(what).hint(format!("fsb-ctl list -n {}", settings.namespace)),
         Code::Unauthenticated => Failure::new(what).hint("give a token with --token or FSB_TOKEN"),
         Code::PermissionDenied => Failure::new(what).hint("this token is for other namespaces; choose one with -n"),
@@ -159,6 +163,8 @@ mod tests {
         assert_eq!((told.what.as_str(), told.hint.as_deref()), ("no sandbox x", Some("look elsewhere")));
         let told = failure(&settings(), &Status::not_found("no sandbox x"));
         assert_eq!(told.hint.as_deref(), Some("fsb-ctl list -n default"));
+        let told = failure(&settings(), &Status::not_found("image x: cannot pull it"));
+        assert!(told.hint.unwrap().contains("fsb-ctl image import"));
         let told = failure(&settings(), &Status::unknown("x is y; hint: do z (while looking for it)"));
         assert_eq!((told.what.as_str(), told.hint.as_deref()), ("x is y", Some("do z")));
         assert_eq!(image_failure(&settings(), &Status::not_found("x")).hint.as_deref(), Some("fsb-ctl image ls"));

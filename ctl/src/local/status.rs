@@ -89,7 +89,8 @@ pub(crate) fn run(dirs: &Dirs, settings: &Settings, format: FormatArg) -> Result
             };
             rows.push((process.name.clone(), text));
         }
-        if let Some(error) = &status.controller_error {
+        let controller = status.processes.iter().any(|process| process.name == "controller" && process.running);
+        if let Some(error) = status.controller_error.as_ref().filter(|_| controller) {
             rows.push(("agents".into(), format!("unknown: {error}")));
         }
         for agent in &status.agents {
