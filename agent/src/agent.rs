@@ -6,6 +6,7 @@ use crate::error::{Error, Result, StartError};
 use crate::images::{self, Images, Resolved};
 use crate::instance::Instance;
 use crate::keeper::{Keeper, Paused};
+use crate::launched::{self, Launched};
 use crate::metrics::{Metrics, Timing};
 use crate::order::Order;
 use crate::pool::{self, Pool};
@@ -34,6 +35,7 @@ pub struct Agent {
     /// Ids of those that have ended, the oldest first.
     pub(crate) ended: Mutex<VecDeque<Arc<str>>>,
     pub(crate) pool: Pool,
+    pub(crate) launched: Launched,
     pub(crate) images: Images,
     pub(crate) hub: Hub,
     pub(crate) metrics: Metrics,
@@ -64,6 +66,7 @@ impl Agent {
             ledger: Arc::new(Mutex::new(Ledger::new(config.capacity))),
             instances: Mutex::default(),
             ended: Mutex::default(),
+            launched: Launched::default(),
             images,
             hub: Hub::new(),
             metrics: Metrics::new(),
@@ -76,9 +79,11 @@ impl Agent {
         });
         recover::adopt(&agent, welcome.known);
         agent.tracker.spawn(events::run(agent.clone(), events));
+        agent.tracker.spawn(launched::run(agent.clone()));
         agent.tracker.spawn(pool::run(agent.clone()));
         agent.tracker.spawn(pool::warm::run(agent.clone()));
         agent.tracker.spawn(images::run(agent.clone()));
+        agent.tracker.spawn(collect::run(agent.clone()));
         agent.tracker.spawn(remove::run(agent.clone()));
         agent.tracker.spawn(lost::run(agent.clone()));
         agent.tracker.spawn(recover::sweep(agent.clone()));
@@ -86,7 +91,6 @@ impl Agent {
     }
 
     /// Starts a sandbox within 60 s, and answers when its process runs. Anything that fails is undone first.
-        agent.tracker.spawn(collect::run(agent.clone()));
     pub async fn start(self: &Arc<Self>, request: CreateRequest) -> Result<Started, StartError> {
         self.start_within(request, DEFAULT_DEADLINE).await
     }
@@ -228,6 +232,7 @@ impl Agent {
         }
         let (request, claim) = (&order.request_id, &order.binding.claim_uid);
         if let Some(instance) = &instance {
+            self.launched.note(&instance.id());
             self.publish(instance);
             tracing::debug!(request, claim, instance = %instance.id(), "started");
         }

@@ -4,9 +4,13 @@ use crate::error::Error;
 use fsb_proto::Invalid;
 use nix::errno::Errno;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// PATH where the image has none: Docker's.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Entries of PATH that [`candidates`] looks at.
+const MOST_DIRS: usize = 16;
 
 /// The argument list, by Kubernetes' rule: `command` replaces ENTRYPOINT and drops CMD, `args` replaces CMD.
 pub fn argv<'a>(
@@ -50,6 +54,17 @@ pub fn env(base: &[String], hostname: &str, request: &BTreeMap<String, String>) 
     }
     env.extend(request.iter().map(|(key, value)| format!("{key}={value}")));
     env
+}
+
+/// Where a program may lie, in the order in which execvp(3) looks. None for a path that depends on the working
+/// directory.
+pub fn candidates(program: &str, env: &[String]) -> Vec<PathBuf> {
+    if program.contains('/') {
+        return if program.starts_with('/') { vec![program.into()] } else { Vec::new() };
+    }
+    let path = env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let dirs = path.split(':').filter(|dir| dir.starts_with('/'));
+    dirs.take(MOST_DIRS).map(|dir| Path::new(dir).join(program)).collect()
 }
 
 fn key_of(entry: &str) -> &str {
@@ -123,6 +138,19 @@ mod tests {
         let request = BTreeMap::from([("B".to_owned(), "x=y".to_owned()), ("PATH".to_owned(), "/bin".to_owned())]);
         assert_eq!(env(&base, "0123", &request), ["A=1", "HOME=/root", "HOSTNAME=0123", "B=x=y", "PATH=/bin"]);
         assert_eq!(base_env(&words("PATH=/x HOME=/y"), "/root"), ["PATH=/x", "HOME=/y"]);
+    }
+
+    #[test]
+    fn a_program_is_looked_for_where_execvp_would() {
+        let paths = |program: &str, env: &str| {
+            let candidates = candidates(program, &words(env));
+            candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(paths("sh", "PATH=/usr/bin:/bin"), "/usr/bin/sh /bin/sh");
+        assert_eq!(paths("sh", "PATH=.::/bin"), "/bin/sh", "what the working directory decides is not known yet");
+        assert_eq!(paths("/opt/x", "PATH=/bin"), "/opt/x");
+        assert_eq!(paths("./x", "PATH=/bin"), "");
+        assert_eq!(paths("sh", "A=1").split(' ').count(), DEFAULT_PATH.split(':').count());
     }
 
     #[test]

@@ -150,14 +150,21 @@ impl Agent {
         let name = image.references.first().unwrap_or(&image.digest).clone();
         let config = image.config;
         let env: Vec<String> = config.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let env = command::base_env(&env, &home);
+        let shelf = self.pool.shelf(recipe, &name, pin);
+        if shelf.lookups().is_empty()
+            && let Ok(argv) = command::argv(&self.images.wrapper, &config.entrypoint, &config.cmd, &[], &[])
+        {
+            shelf.expect(argv[0], &env);
+        }
         let resolved = Arc::new(Resolved {
             digest: image.digest,
             entrypoint: config.entrypoint,
             cmd: config.cmd,
-            env: command::base_env(&env, &home),
+            env,
             working_dir: if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir },
             wrapper: self.images.wrapper.clone(),
-            shelf: self.pool.shelf(recipe, &name, pin),
+            shelf,
         });
         if usual {
             let mut cache = lock(&self.images.cache);

@@ -51,7 +51,7 @@ pub(crate) struct State {
     pub(crate) in_keeper: bool,
     /// Watchers were told of it.
     pub(crate) published: bool,
-    /// The keeper has seen its program start.
+    /// Its program was seen to start, by the start path or by the keeper.
     pub(crate) seen_started: bool,
     pub(crate) end: Option<End>,
     /// Its image is on the way.

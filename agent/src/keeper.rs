@@ -4,11 +4,11 @@
 //! somebody waits for goes to them, everything else is an [`Event`].
 
 use crate::error::{Error, Result};
-use crate::images::ImagePin;
+use crate::pool::Shelf;
 use crate::{async_fd, lock, new_id};
 use fsb_host::socket;
 use fsb_host::wire::{
-    Binding, End, FromKeeper, How, MAX_MESSAGE, Made, Make, MakeFailed, Recipe, Record, ToKeeper, decode, encode,
+    Binding, End, FromKeeper, How, MAX_MESSAGE, Made, Make, MakeFailed, Record, ToKeeper, decode, encode,
 };
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
@@ -123,23 +123,19 @@ impl Keeper {
         self.gone.cancelled().await;
     }
 
-    /// Asks for a paused container and waits for it. Given up on, the container arrives as `Unclaimed`. The keeper gets
-    /// its own hold on the image, so that the layers stay below the container also while there is no agent.
-    pub(crate) async fn make(
-        &self,
-        recipe: Recipe,
-        pin: &ImagePin,
-        how: Option<How>,
-        urgent: bool,
-    ) -> Result<Paused> {
+    /// Asks for a paused container for this shelf and waits for it. Given up on, the container arrives as `Unclaimed`.
+    /// The keeper gets its own hold on the image, so that the layers stay below the container also while there is no
+    /// agent.
+    pub(crate) async fn make(&self, shelf: &Shelf, how: Option<How>, urgent: bool) -> Result<Paused> {
         // Twice more where it was the spawner that died, not the recipe that failed.
         for _ in 0..3 {
             let restarts = self.spawner_restarts.load(Ordering::Relaxed);
             let id = new_id();
             let (sender, receiver) = oneshot::channel();
             lock(&self.waiting).makes.insert(id.clone(), sender);
-            let make = Make { id: id.clone(), recipe: recipe.clone(), how, urgent };
-            if let Err(error) = self.send_with(&ToKeeper::Make(make), &[pin.as_fd().as_raw_fd()]).await {
+            let (recipe, lookups) = (shelf.recipe.clone(), shelf.lookups());
+            let make = Make { id: id.clone(), recipe, how, urgent, lookups };
+            if let Err(error) = self.send_with(&ToKeeper::Make(make), &[shelf.pin.as_fd().as_raw_fd()]).await {
                 lock(&self.waiting).makes.remove(&id);
                 return Err(error);
             }
@@ -173,6 +169,12 @@ impl Keeper {
         Ok(receiver)
     }
 
+    /// Says which programs run, after those who asked for them know. What an agent that dies has not said, the keeper
+    /// finds out.
+    pub(crate) async fn launched(&self, ids: Vec<String>) -> Result<()> {
+        self.send(&ToKeeper::Launched { ids }).await
+    }
+
     /// Replaces the binding of an instance.
     pub(crate) async fn rebind(&self, id: &str, binding: Binding) -> Result<()> {
         self.send(&ToKeeper::Rebind { id: id.to_owned(), binding }).await
@@ -197,16 +199,16 @@ impl Keeper {
     }
 
     async fn send(&self, message: &ToKeeper) -> Result<()> {
+        self.send_with(message, &[]).await
+    }
+
+    async fn send_with(&self, message: &ToKeeper, fds: &[RawFd]) -> Result<()> {
         let bytes = encode(message).map_err(|error| Error::Internal(format!("a message to the keeper: {error}")))?;
         if bytes.len() > MAX_MESSAGE {
             let rule = format!("must leave the record below {MAX_MESSAGE} bytes, it takes {}", bytes.len());
             return Err(fsb_proto::Invalid::new("claim_document", rule).into());
         }
         loop {
-        self.send_with(message, &[]).await
-    }
-
-    async fn send_with(&self, message: &ToKeeper, fds: &[RawFd]) -> Result<()> {
             match socket::send(self.socket.get_ref(), &bytes, fds, MsgFlags::MSG_DONTWAIT) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EAGAIN) => {

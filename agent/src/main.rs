@@ -49,13 +49,7 @@ fn main() -> anyhow::Result<()> {
         "AGENT_PORT" => args.http_port.clone(),
         key => std::env::var(key).ok(),
     })?;
-    let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .thread_name("fsb-agent")
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
+    let runtime = fsb_agent::runtime().context("start the runtime")?;
     let _within = runtime.enter();
     let _traces = fsb_telemetry::init("fsb-agent");
     runtime.block_on(run(config, keeper))

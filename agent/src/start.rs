@@ -18,8 +18,8 @@ use crate::undo::Undo;
 use crate::{lock, now_ms, stop};
 use fsb_host::cgroup::{self, Limits};
 use fsb_host::handoff::{self, Outcome};
-use fsb_host::late;
 use fsb_host::wire::Binding;
+use fsb_host::{late, pidfd};
 use fsb_proto::agent;
 use fsb_proto::domain::{DEFAULT_MEMORY_BYTES, DEFAULT_PIDS};
 use std::io;
@@ -154,6 +154,7 @@ async fn launch(
     let span = tracing::debug_span!("image");
     let image = agent.image_for(instance, spec, order.overlay(), order.pull).instrument(span).await?;
     let argv = command::argv(&image.wrapper, &image.entrypoint, &image.cmd, &spec.command, &spec.args)?;
+    image.shelf.expect(argv[0], &image.env);
     timing.shelf = Some(image.shelf.clone());
     timing.done(Stage::Image);
 
@@ -270,7 +271,12 @@ async fn hand_over(
     timing.done(Stage::Exec);
 
     timing.enter(Stage::Acknowledge);
-    acknowledged(instance, bound).instrument(tracing::debug_span!("acknowledge")).await?;
+    // End-of-file from a process that lives is an execve. One that has ended may have been killed before it came to
+    // that; only the keeper, which reads the `started` pipe, can tell.
+    if pidfd::ended(paused.pidfd.as_fd()) {
+        agent.keeper.launched(vec![id.to_string()]).await?;
+        acknowledged(instance, bound).instrument(tracing::debug_span!("acknowledge")).await?;
+    }
     timing.done(Stage::Acknowledge);
     Ok(())
 }
@@ -290,8 +296,7 @@ async fn outcome(paused: &Paused) -> io::Result<Outcome> {
     }
 }
 
-/// Waits for the keeper's word that the record is kept and that the program runs. A container that was killed closes
-/// its control end as an execve does; only the keeper, which reads the `started` pipe, can tell.
+/// Waits for the keeper's word that the record is kept and that the program ran.
 async fn acknowledged(instance: &Arc<Instance>, bound: oneshot::Receiver<bool>) -> Result<(), Failure> {
     match bound.await {
         Ok(true) => {}
@@ -320,6 +325,7 @@ fn commit(agent: &Arc<Agent>, instance: &Arc<Instance>) -> Result<Started> {
             return Err(Error::Deleted);
         }
         state.phase = Phase::Running;
+        state.seen_started = true;
         if state.started_at_ms == 0 {
             state.started_at_ms = now_ms();
         }

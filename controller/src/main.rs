@@ -11,7 +11,10 @@ fn main() -> ExitCode {
         eprintln!("fsb-controller: {error}");
         return ExitCode::FAILURE;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("controller").build() {
+    // One thread serves: a request passes through several tasks, and each one that is handed to another thread would
+    // wake up another processor first. Claims are written by threads of their own.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match runtime.worker_threads(1).enable_all().thread_name("controller").build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("fsb-controller: cannot start its runtime: {error}");

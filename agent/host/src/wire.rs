@@ -9,15 +9,17 @@
 //! agent ◀─ Made ─── keeper ◀─ Made ─── spawner          [ctl, pidfd]  ◀  [ctl, pidfd, stdout, stderr, started]
 //! agent ── Bind ──▶ keeper                              the record: durable for the agent once it is sent
 //! agent ── hand-off on ctl ──▶ the parked process       (fsb_park::handoff)
+//! agent ── Launched ▶ keeper                            after the answer, for many starts at a time
 //! agent ◀─ Bound, Started, Ended ── keeper
 //! agent ── Forget ▶ keeper                              cleaned up, record and descriptors go
 //! ```
 //!
-//! **Why `Bind` is not waited for before the hand-off:** a sent message lies in the keeper's socket and outlives the
+//! **Why a start waits for nothing that the keeper does:** a sent message lies in the keeper's socket and outlives the
 //! agent. The keeper drains that socket before it looks at the `started` pipe of a sandbox and before it takes the
-//! agent for dead, so it has always read the bind of a process that runs. The agent waits for `Bound` before it
-//! answers its client. For the same reason the keeper need not even wake up for it: binds have a socket of their own,
-//! which it reads when a program has started. A keeper that wakes up earlier takes the processor from the start.
+//! agent for dead, so it has always read the bind of a process that runs. The keeper need not even wake up: binds have a
+//! socket of their own, which it does not watch, and the `started` pipe of what was bound there is read when the agent
+//! says `Launched`, when the process has ended, or when the agent is gone. A keeper that wakes up earlier takes the
+//! processor from the start, and waking it is work of the process that is about to become the user's program.
 //!
 //! A paused container that nobody bound is stock. One that was bound and never wrote `x` on its `started` pipe was
 //! in the middle of a start: a new agent kills it.
@@ -116,6 +118,9 @@ pub struct Make {
     pub how: Option<How>,
     /// A request waits for it: it goes before refills.
     pub urgent: bool,
+    /// Absolute paths in the container that its program is likely to have: looked up while it is made, so that execve
+    /// finds them in the kernel's cache of names. The root file system of a container is new, and so is that cache.
+    pub lookups: Vec<PathBuf>,
 }
 
 /// A paused container.
@@ -215,13 +220,18 @@ pub struct Record {
 pub enum ToKeeper {
     /// First message of a new agent. Answered by one `Known` per instance, then `Ready`.
     Hello,
-    Make(Make),
-    /// The instance belongs to a claim from here on. Answered by `Bound`, or `NoSuch` if it died meanwhile.
     /// Descriptor: the pin of the image (`fsb_image::Pin`), which the keeper holds for as long as the container lives,
     /// or none.
+    Make(Make),
+    /// The instance belongs to a claim from here on. Answered by `Bound`, or `NoSuch` if it died meanwhile.
     Bind {
         id: String,
         binding: Binding,
+    },
+    /// Programs run, as far as the agent can tell: their records are to be brought up to date. Answered by `Started` or,
+    /// after their end, `Ended`.
+    Launched {
+        ids: Vec<String>,
     },
     /// Changes the binding of a bound instance (policies, claim document). Not answered.
     Rebind {
@@ -241,7 +251,8 @@ pub enum FromKeeper {
     /// One instance, in answer to `Hello`. Descriptors: pidfd, and the control end where it has not started.
     Known(Record),
     /// End of the answer to `Hello`. Descriptor: a SEQPACKET socket for `Bind`s, which the keeper does not wait for
-    /// but drains before it looks at a `started` pipe, at a dead process, or at any other message.
+    /// but drains before it looks at a `started` pipe, at a dead process, or at any other message. What is bound there
+    /// and starts is followed by a `Launched`.
     Ready {
         /// New for every keeper: the agent's incarnation.
         incarnation: String,

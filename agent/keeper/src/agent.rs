@@ -52,6 +52,7 @@ pub(crate) async fn run(keeper: Rc<Keeper>) {
                 daemon.serve(|limit| drain_some(&keeper, &daemon, limit)).await;
                 // What it sent before it died still counts: a bind may be among it.
                 drain_some(&keeper, &daemon, ALL);
+                instance::follow_all(&keeper);
                 keeper.agent.daemon.borrow_mut().take();
                 keeper.agent.binds.borrow_mut().take();
                 daemon.link.close();
@@ -121,7 +122,12 @@ pub(crate) fn tell(keeper: &Keeper, message: FromKeeper, fds: Attached) {
 fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<OwnedFd>) {
     // A bind that was sent before this message is handled before it.
     drain_binds(keeper, daemon);
+    // A bind that comes this way is not followed by `Launched`.
+    let bound = if let ToKeeper::Bind { id, .. } = &message { Some(id.clone()) } else { None };
     act(keeper, daemon, message, fds);
+    if let Some(id) = bound {
+        instance::follow(keeper, &id);
+    }
 }
 
 fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<OwnedFd>) {
@@ -135,6 +141,7 @@ fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<Own
             let answer = bind(keeper, &id, binding);
             tell(keeper, answer, Vec::new());
         }
+        ToKeeper::Launched { ids } => ids.iter().for_each(|id| instance::follow(keeper, id)),
         ToKeeper::Rebind { id, binding } => {
             let mut table = keeper.table.borrow_mut();
             if table.rebind(&id, binding)

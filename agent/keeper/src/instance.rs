@@ -4,6 +4,7 @@ use crate::keeper::Keeper;
 use crate::log::Log;
 use crate::pins::Pin;
 use crate::started::{Progress, StartedPipe};
+use crate::table::Entry;
 use crate::{agent, sweep};
 use fsb_host::process::{self, Exit};
 use fsb_host::wire::{End, FromKeeper, Made, MakeFailed, Stage};
@@ -25,9 +26,9 @@ pub(crate) struct Handles {
     pub(crate) ctl: Option<Rc<OwnedFd>>,
     started: Rc<StartedPipe>,
     log: Rc<Log>,
-}
     /// Keeps its image's layers on the disk, until it has ended.
     pin: Option<Pin>,
+}
 
 /// Takes a paused container over from the spawner and tells the agent.
 pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>, pin: Option<Pin>) {
@@ -61,22 +62,40 @@ pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>, pin: Opt
         }
     };
     let attached = handles.ctl.iter().chain([&handles.pidfd]).cloned().collect();
-    tokio::task::spawn_local(watch(keeper.clone(), made.id.clone(), handles.started.clone()));
     debug!(instance = made.id, pid = made.pid, how = ?made.how, "paused");
     keeper.table.borrow_mut().insert(made.clone(), handles);
     agent::tell(keeper, FromKeeper::Made(made), attached);
 }
 
-/// Follows the `started` pipe.
-async fn watch(keeper: Rc<Keeper>, id: String, pipe: Rc<StartedPipe>) {
-    loop {
-        pipe.readable().await;
-        // A bind that was sent before the hand-off lies in the agent's socket at the latest.
-        agent::drain(&keeper);
-        if read_started(&keeper, &id, &pipe) != Progress::Waits {
-            return;
-        }
+/// The agent says that its program runs, or is gone: brings the record up to date now, or as soon as the `started` pipe
+/// tells. The agent's socket was drained.
+pub(crate) fn follow(keeper: &Rc<Keeper>, id: &str) {
+    let pipe = match keeper.table.borrow().get(id) {
+        Some(entry) if entry.record.stage == Stage::Bound => entry.handles.started.clone(),
+        _ => return,
+    };
+    if read_started(keeper, id, &pipe) != Progress::Waits || !pipe.follow() {
+        return;
     }
+    let (keeper, id) = (keeper.clone(), id.to_owned());
+    tokio::task::spawn_local(async move {
+        let look = || {
+            // A bind that was sent before the hand-off lies in the agent's socket at the latest.
+            agent::drain(&keeper);
+            read_started(&keeper, &id, &pipe) != Progress::Waits
+        };
+        if let Err(error) = pipe.each(look).await {
+            error!(instance = id, %error, "its `started` pipe cannot be watched");
+        }
+    });
+}
+
+/// [`follow`] for every instance of an agent that is gone.
+pub(crate) fn follow_all(keeper: &Rc<Keeper>) {
+    let bound = |entry: &&Entry<Handles>| entry.record.stage == Stage::Bound;
+    let ids: Vec<String> =
+        keeper.table.borrow().entries().filter(bound).map(|entry| entry.record.made.id.clone()).collect();
+    ids.iter().for_each(|id| follow(keeper, id));
 }
 
 /// Brings the record up to date with its `started` pipe. The agent's socket was drained.
@@ -149,6 +168,7 @@ fn ended(keeper: &Rc<Keeper>, id: String, end: End) {
     }
     if let Some(entry) = table.get_mut(&id) {
         entry.handles.ctl = None;
+        entry.handles.pin = None;
         if entry.record.binding.is_some() {
             keeper.store.write(&entry.record);
         }
@@ -168,7 +188,6 @@ pub(crate) fn forget(keeper: &Rc<Keeper>, id: &str) {
         }
         let _ = pidfd::kill(&*entry.handles.pidfd, Signal::SIGKILL);
     }
-        entry.handles.pin = None;
     if entry.record.binding.is_some() {
         keeper.store.remove(id);
     }

@@ -1,4 +1,8 @@
 //! The `started` pipe of an instance: whether its program runs.
+//!
+//! It is read when somebody has reason to: the agent says that the program runs, the process has ended, or the agent
+//! is gone. It is not watched before: the wake-up of the keeper would be made by the process that is about to become
+//! the user's program, between its two writes and its first instruction.
 
 use crate::watch::watch;
 use nix::errno::Errno;
@@ -7,7 +11,6 @@ use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// What the pipe has told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,25 +27,32 @@ pub(crate) enum Progress {
 
 /// The read end.
 pub(crate) struct StartedPipe {
-    fd: AsyncFd<OwnedFd>,
+    fd: OwnedFd,
     wrote_x: Cell<bool>,
     progress: Cell<Progress>,
+    followed: Cell<bool>,
 }
 
 impl StartedPipe {
     /// Takes the read end over.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let fd = watch(fd, Interest::READABLE)?;
-        Ok(Self { fd, wrote_x: Cell::new(false), progress: Cell::new(Progress::Waits) })
+        Ok(Self { fd, wrote_x: Cell::new(false), progress: Cell::new(Progress::Waits), followed: Cell::new(false) })
     }
 
-    /// Waits until [`StartedPipe::read`] may have news.
-    pub(crate) async fn readable(&self) {
-        if let Ok(mut ready) = self.fd.readable().await {
+    /// Whether nobody has followed it until now; from here on somebody does.
+    pub(crate) fn follow(&self) -> bool {
+        !self.followed.replace(true)
+    }
+
+    /// Calls `look` now and whenever there may be news, until it returns true.
+    pub(crate) async fn each(&self, look: impl Fn() -> bool) -> io::Result<()> {
+        let fd = watch(self.fd.try_clone()?, Interest::READABLE)?;
+        while !look() {
             // `read` takes all there is: the next event is news.
-            ready.clear_ready();
+            fd.readable().await?.clear_ready();
         }
+        Ok(())
     }
 
     /// Reads all there is.

@@ -6,15 +6,17 @@ use crate::runtime::{self, Pipes};
 use crate::spec;
 use anyhow::{Context, Result, bail};
 use fsb_host::cgroup::{self, Limits, Tree, Version};
+use fsb_host::openat::openat2;
 use fsb_host::park::{self, Mode, Plan};
 use fsb_host::paths::Paths;
 use fsb_host::wire::{How, Made, Make, Overlay, Recipe};
 use fsb_host::{mount, profile, socket};
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, ResolveFlag};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode as FileMode;
 use nix::unistd::{Gid, Uid, fchown, pipe2};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -165,6 +167,7 @@ impl Containers {
         let root = layer::create(&layer, lowers, *overlay, plugins, host(&make.id), &self.etc, attributes)
             .map_err(anyhow::Error::from)
             .map_err(stage("layer"))?;
+        make.lookups.iter().for_each(|path| look_up(root.as_fd(), path));
         let cgroups = self.seen.create(&make.id).map_err(anyhow::Error::from).map_err(stage("cgroup"))?;
         cgroup::set_limits(&cgroups, &DEFAULT_LIMITS, None).map_err(anyhow::Error::from).map_err(stage("limits"))?;
         let (pipes, reads) = Pipes::open(user.uid, user.gid).map_err(stage("pipes"))?;
@@ -251,6 +254,12 @@ impl Filler for Containers {
         }
         filled
     }
+}
+
+/// Has the kernel look a path of the container up, there or not. Nothing is opened (`O_PATH`).
+fn look_up(root: BorrowedFd<'_>, path: &Path) {
+    let inside = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let _ = openat2(root, path, OFlag::O_PATH, FileMode::empty(), inside);
 }
 
 /// Whether a cast knows all that is in this recipe.

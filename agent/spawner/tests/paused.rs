@@ -218,7 +218,7 @@ fn plugins_are_there_read_only_and_only_below_their_place() {
 fn what_is_asked_for_wrongly_is_refused_and_leaves_nothing() {
     let mut spawner = Spawner::start();
     let recipe = spawner.recipe();
-    let make = |id: &str, recipe: Recipe| Make { id: id.into(), recipe, how: None, urgent: false };
+    let make = |id: &str, recipe: Recipe| Make { id: id.into(), recipe, how: None, urgent: false, lookups: Vec::new() };
     let missing = Recipe { lowers: vec!["/nowhere/at/all".into()], ..recipe.clone() };
     let none = Recipe { lowers: vec![], ..recipe.clone() };
     for bad in [

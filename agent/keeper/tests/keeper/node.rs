@@ -2,6 +2,7 @@
 
 use crate::standin;
 use fsb_host::cgroup::{self, Tree};
+use fsb_host::confine::confine;
 use fsb_host::paths::Paths;
 use fsb_host::wire::{self, Binding, FromKeeper, Make, Overlay, Profile, Recipe, Record, Runtime, ToKeeper, User};
 use fsb_host::{pidfd, socket};
@@ -52,6 +53,11 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a keeper with `environment` on top of a private one.
     pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
+        Self::start_below(environment, None)
+    }
+
+    /// [`Node::start`] below a seccomp filter.
+    pub(crate) fn start_below(environment: &[(&str, &str)], filter: Option<Vec<u8>>) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let dir = tempfile::Builder::new().prefix("fsbk").tempdir_in("/tmp").unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -60,11 +66,12 @@ impl Node {
         let at = |name: &str| dir.path().join(name);
         let paths = Paths::new(at("run"), at("state"), at("log"), "a");
         let tree = Tree::discover(&cgroup).unwrap();
-        let keeper = Self::command(dir.path(), &cgroup)
-            .envs(environment.iter().copied())
-            .stderr(File::create(at("stderr")).unwrap())
-            .spawn()
-            .unwrap();
+        let mut command = Self::command(dir.path(), &cgroup);
+        command.envs(environment.iter().copied()).stderr(File::create(at("stderr")).unwrap());
+        if let Some(filter) = filter {
+            confine(&mut command, filter);
+        }
+        let keeper = command.spawn().unwrap();
         Self { dir, keeper, listener, cgroup, next: Cell::new(0), paths, tree }
     }
 
@@ -229,6 +236,18 @@ impl Drop for Node {
     }
 }
 
+fn recipe(image: &str) -> Recipe {
+    Recipe {
+        image: image.into(),
+        lowers: Vec::new(),
+        user: User::default(),
+        profile: Profile::Default,
+        runtime: Runtime::Container,
+        plugins: Vec::new(),
+        overlay: Overlay::Disk,
+    }
+}
+
 /// `dir` and all below it, the deepest first.
 fn directories(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -255,18 +274,14 @@ impl Agent {
         self.make_with(id, image, &[]);
     }
 
+    /// [`Agent::make`] for the stock: nobody waits for it.
+    pub(crate) fn refill(&self, id: &str) {
+        self.send(&ToKeeper::Make(Make { id: id.into(), recipe: recipe("plain"), how: None, urgent: false, lookups: Vec::new() }));
+    }
+
     /// The same, with descriptors.
     pub(crate) fn make_with(&self, id: &str, image: &str, fds: &[RawFd]) {
-        let recipe = Recipe {
-            image: image.into(),
-            lowers: Vec::new(),
-            user: User::default(),
-            profile: Profile::Default,
-            runtime: Runtime::Container,
-            plugins: Vec::new(),
-            overlay: Overlay::Disk,
-        };
-        let message = ToKeeper::Make(Make { id: id.into(), recipe, how: None, urgent: true });
+        let message = ToKeeper::Make(Make { id: id.into(), recipe: recipe(image), how: None, urgent: true, lookups: Vec::new() });
         socket::send(&self.socket, &wire::encode(&message).unwrap(), fds, MsgFlags::empty()).unwrap();
     }
 

@@ -103,7 +103,7 @@ impl Spawner {
     }
 
     pub fn request(&mut self, recipe: Recipe, how: Option<How>) -> Result<Paused, String> {
-        let make = Make { id: Self::id(), recipe, how, urgent: true };
+        let make = Make { id: Self::id(), recipe, how, urgent: true, lookups: Vec::new() };
         self.request_as(make)
     }
 

@@ -1,0 +1,43 @@
+//! Tells the keeper which programs run, after those who asked for them were told: it then brings their records up to
+//! date. One message for all starts of a moment, so that a burst does not wake the keeper for each.
+
+use crate::{Agent, lock};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Answers under way are written by then, and starts of the same moment are in.
+const LATER: Duration = Duration::from_millis(2);
+/// Ids in one message, far below its longest.
+const MOST: usize = 1024;
+
+#[derive(Default)]
+pub(crate) struct Launched {
+    ids: Mutex<Vec<String>>,
+    some: Notify,
+}
+
+impl Launched {
+    /// The program of this instance runs.
+    pub(crate) fn note(&self, id: &str) {
+        lock(&self.ids).push(id.to_owned());
+        self.some.notify_one();
+    }
+}
+
+/// Passes on what is noted, until the agent stops. What it does not come to say, the keeper finds out.
+pub(crate) async fn run(agent: Arc<Agent>) {
+    loop {
+        tokio::select! {
+            () = agent.launched.some.notified() => {}
+            () = agent.shutdown.cancelled() => return,
+        }
+        tokio::time::sleep(LATER).await;
+        let ids = std::mem::take(&mut *lock(&agent.launched.ids));
+        for ids in ids.chunks(MOST) {
+            if let Err(error) = agent.keeper.launched(ids.to_vec()).await {
+                tracing::debug!(%error, "the keeper could not be told what runs");
+            }
+        }
+    }
+}
