@@ -1,24 +1,32 @@
 //! Ctrl-C and SIGTERM end a run between two samples, so that everything that was started is removed. A second one
 //! ends it at once.
 
-use nix::sys::signal::{SigSet, Signal};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::signal::unix::{SignalKind, signal};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Begins to listen. Called once, before any thread exists.
-pub fn listen() -> nix::Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block()?;
+/// Begins to listen. With handlers, not with a mask: programs that are started inherit a mask, and would then never
+/// hear that they are to end.
+pub fn listen() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(entered);
     std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            if ASKED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if ASKED.swap(true, Ordering::SeqCst) {
+                    std::process::exit(130);
+                }
+                eprintln!("\nfsb-bench: interrupted, cleaning up (once more to stop at once)");
             }
-            eprintln!("\nfsb-bench: interrupted, cleaning up (once more to stop at once)");
-        }
+        });
     });
     Ok(())
 }

@@ -3,6 +3,7 @@
 use crate::keeper::program;
 use crate::workspace::Workspace;
 use anyhow::{Context, bail};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -43,6 +44,8 @@ impl Node {
     fn command<const N: usize>(&self, words: [&str; N]) -> Command {
         let mut command = Command::new(&self.ctl);
         command.args(words).arg("--root").arg(&self.root).stdin(Stdio::null());
+        // Ctrl-C in the terminal is for the bench alone, which then takes the node down.
+        command.process_group(0);
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command
     }
