@@ -63,7 +63,9 @@ pub(crate) async fn run(keeper: Rc<Keeper>) {
                 if std::mem::replace(&mut restarted, true) {
                     agent::tell(&keeper, FromKeeper::SpawnerRestarted, Vec::new());
                 }
-                let waiting = std::mem::take(&mut *keeper.spawner.waiting.borrow_mut());
+                let mut waiting = Vec::from(std::mem::take(&mut *keeper.spawner.waiting.borrow_mut()));
+                // Stable: who waits equally urgently keeps its place.
+                waiting.sort_by_key(|(make, _)| !make.urgent);
                 waiting.into_iter().for_each(|(make, pin)| send(&keeper, &daemon, make, pin));
                 daemon.serve(|limit| drain_some(&keeper, &daemon, limit)).await;
                 // What it finished before it died is whole.

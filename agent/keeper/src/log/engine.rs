@@ -1,22 +1,20 @@
-//! The two ways to read pipes and write files: a ring, and epoll where rings are forbidden.
+//! The two ways to do what a disk may hold up: a ring, and plain system calls where rings are forbidden.
 
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-/// What the pumps need. Buffers are passed in and handed back, because the kernel owns them while a ring works.
+/// What the logs need. Buffers are passed in and handed back, because the kernel owns them while a ring works.
 pub(crate) trait Engine: 'static {
-    /// The read end of a pipe.
-    type Pipe: AsRawFd;
     /// A log file.
-    type File;
+    type File: AsRawFd;
 
-    /// Takes a read end over.
-    fn pipe(fd: OwnedFd) -> io::Result<Self::Pipe>;
+    /// Whether a slow disk stops only who waits for it, and not the keeper's thread.
+    const PATIENT: bool;
 
-    /// Waits for bytes and reads at most the buffer's capacity; 0 at end-of-file. A dropped future may lose bytes.
-    fn read(pipe: &Self::Pipe, buffer: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)>;
+    /// Takes a file over that was opened for writing.
+    fn adopt(file: std::fs::File) -> Self::File;
 
     /// Opens a file for writing and creates it if it is not there.
     fn open(path: &Path) -> impl Future<Output = io::Result<Self::File>>;

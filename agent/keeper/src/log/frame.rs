@@ -17,9 +17,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(crate) const MAX_TEXT: usize = 16 << 10;
 /// Bytes that a record has beyond its text.
 #[cfg(test)]
-const OVERHEAD: usize = STAMP + " stdout F \n".len();
+const OVERHEAD: usize = HEAD + 1;
 /// `2026-01-02T03:04:05.000000006Z`
 const STAMP: usize = 30;
+/// A stamp, a stream and a tag.
+const HEAD: usize = STAMP + " stdout F ".len();
 
 /// Where bytes came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +31,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    fn name(self) -> &'static [u8] {
+    fn name(self) -> &'static [u8; 8] {
         match self {
             Self::Stdout => b" stdout ",
             Self::Stderr => b" stderr ",
@@ -42,11 +44,6 @@ impl Stream {
 pub(crate) struct Stamp([u8; STAMP]);
 
 impl Stamp {
-    /// The present.
-    pub(crate) fn now() -> Self {
-        Self::at(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-    }
-
     /// `since` the Unix epoch; years 1970 to 9999.
     pub(crate) fn at(since: Duration) -> Self {
         let seconds = since.as_secs();
@@ -59,8 +56,40 @@ impl Stamp {
         put(&mut text[11..13], rest / 3600);
         put(&mut text[14..16], rest / 60 % 60);
         put(&mut text[17..19], rest % 60);
-        put(&mut text[20..29], u64::from(since.subsec_nanos()));
-        Self(text)
+        let mut stamp = Self(text);
+        stamp.set_nanoseconds(since.subsec_nanos());
+        stamp
+    }
+
+    fn set_nanoseconds(&mut self, nanoseconds: u32) {
+        put(&mut self.0[20..29], u64::from(nanoseconds));
+    }
+}
+
+/// The present as a stamp. All but the fraction is formatted once a second.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    second: u64,
+    stamp: Stamp,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { second: 0, stamp: Stamp::at(Duration::ZERO) }
+    }
+
+    pub(crate) fn now(&mut self) -> Stamp {
+        self.at(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    fn at(&mut self, since: Duration) -> Stamp {
+        if self.second == since.as_secs() {
+            self.stamp.set_nanoseconds(since.subsec_nanos());
+        } else {
+            self.second = since.as_secs();
+            self.stamp = Stamp::at(since);
+        }
+        self.stamp
     }
 }
 
@@ -105,18 +134,21 @@ impl Framer {
     /// Appends records for the beginning of `input` to `out`, until `out` has `enough` bytes or all is consumed.
     /// Returns how much was. `out` grows by one record beyond `enough` at most.
     pub(crate) fn frame(&mut self, input: &[u8], stamp: &Stamp, enough: usize, out: &mut Vec<u8>) -> usize {
+        let whole = self.head(b'F', stamp);
         let mut used = 0;
         while used < input.len() && out.len() < enough {
             let rest = &input[used..];
             // One more than fits: a newline right behind a full record makes it whole.
             let window = &rest[..rest.len().min(MAX_TEXT - self.open.len() + 1)];
-            match window.iter().position(|byte| *byte == b'\n') {
+            match memchr::memchr(b'\n', window) {
                 Some(end) => {
-                    self.record(b'F', &rest[..end], stamp, out);
+                    out.extend_from_slice(&whole);
+                    self.close_line(out);
+                    out.extend_from_slice(&rest[..=end]);
                     used += end + 1;
                 }
                 None if self.open.len() + window.len() > MAX_TEXT => {
-                    self.record(b'P', &window[..window.len() - 1], stamp, out);
+                    self.part(&window[..window.len() - 1], stamp, out);
                     used += window.len() - 1;
                 }
                 None => {
@@ -131,19 +163,31 @@ impl Framer {
     /// Appends what there is of the open line, with tag `P`.
     pub(crate) fn flush(&mut self, stamp: &Stamp, out: &mut Vec<u8>) {
         if self.holds_text() {
-            self.record(b'P', &[], stamp, out);
+            self.part(&[], stamp, out);
         }
     }
 
-    fn record(&mut self, tag: u8, text: &[u8], stamp: &Stamp, out: &mut Vec<u8>) {
-        out.extend_from_slice(&stamp.0);
-        out.extend_from_slice(self.stream.name());
-        out.extend_from_slice(&[tag, b' ']);
-        out.extend_from_slice(&self.open);
+    fn part(&mut self, text: &[u8], stamp: &Stamp, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head(b'P', stamp));
+        self.close_line(out);
         out.extend_from_slice(text);
         out.push(b'\n');
-        // Open lines are rare: their memory goes, so that a thousand quiet pipes stay small.
-        self.open = Vec::new();
+    }
+
+    fn close_line(&mut self, out: &mut Vec<u8>) {
+        if self.holds_text() {
+            out.extend_from_slice(&self.open);
+            // Open lines are rare: their memory goes, so that a thousand quiet pipes stay small.
+            self.open = Vec::new();
+        }
+    }
+
+    fn head(&self, tag: u8, stamp: &Stamp) -> [u8; HEAD] {
+        let mut head = [b' '; HEAD];
+        head[..STAMP].copy_from_slice(&stamp.0);
+        head[STAMP..STAMP + 8].copy_from_slice(self.stream.name());
+        head[HEAD - 2] = tag;
+        head
     }
 }
 

@@ -1,54 +1,81 @@
-//! When a pipe is read again: at once, or with many others at the next tick.
+//! When the pipes are looked at again: when the kernel tells of bytes, or after a rest in which many lines gather. Pure.
+//!
+//! A wake-up costs more than the line that it is for. Lines that come one by one after a silence are taken at once;
+//! from the second one within a short time on, the kernel is not asked any more, and all pipes are looked at every few
+//! milliseconds. A writer that would fill its pipe meanwhile shortens the rest, until the kernel is asked again, which is
+//! no worse then: by the time that we are awake, the writer has gone on.
 
-use std::cell::Cell;
-use std::time::Duration;
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Pipes that are not read at once are read at multiples of this, all together: one wake-up serves many lines.
-pub(crate) const TICK: Duration = Duration::from_millis(8);
-/// A pipe that had bytes twice within this is chatty.
+/// The longest rest: what a follower may see late.
+const LONGEST: Duration = Duration::from_millis(5);
+/// The shortest rest that is worth a timer.
+const SHORTEST: Duration = Duration::from_micros(500);
+/// Bytes came twice within this: more are to be expected. After so long without any, the kernel is asked again.
 const CHATTY: Duration = Duration::from_millis(20);
-/// Once so much was there at once (a quarter of a pipe's room), the writer is fast, and waiting would slow it down.
-const FAST: usize = 16 << 10;
-/// So many reads within one tick, over all pipes, and every wake-up for a single line is one too many.
-const BUSY: u32 = 8;
+/// A pipe that gave so much (of the 64 KiB that it can hold) is about to stop its writer.
+const MUCH: usize = 40 << 10;
+/// If no pipe gave more than this, there is time to rest.
+pub(super) const LITTLE: usize = 12 << 10;
+/// How long a writer is watched before it is believed that it would not fill its pipe.
+const WINDOW: Duration = Duration::from_millis(2);
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Wait until the kernel tells of bytes.
+    Sleep,
+    /// Look again after this.
+    Rest(Duration),
+}
 
 /// How busy all pipes together are.
-pub(crate) struct Pace {
-    zero: Instant,
-    tick: Cell<u64>,
-    reads: Cell<u32>,
-    reads_before: Cell<u32>,
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Pace {
+    /// Nothing ever came.
+    #[default]
+    Silent,
+    /// Lines come one by one; the last one came then.
+    Quiet { bytes_at: Instant },
+    /// They come in numbers.
+    Chatty { rest: Duration, bytes_at: Instant },
+    /// As fast as we can: so many bytes of one pipe since then.
+    Fast { since: Instant, bytes: usize },
 }
 
 impl Pace {
-    /// Of pipes that were quiet so far.
-    pub(crate) fn new() -> Self {
-        Self { zero: Instant::now(), tick: Cell::new(0), reads: Cell::new(0), reads_before: Cell::new(0) }
-    }
-
-    /// Counts a read of `bytes` at `now` from a pipe that was read at `before`. Returns whether its next read should
-    /// wait for a tick.
-    pub(crate) fn should_wait(&self, bytes: usize, before: Option<Instant>, now: Instant) -> bool {
-        let tick = self.number(now);
-        let passed = tick - self.tick.replace(tick);
-        if passed > 0 {
-            self.reads_before.set(if passed == 1 { self.reads.get() } else { 0 });
-            self.reads.set(0);
+    /// What comes after a look at `now`, in which no pipe gave more than `most` bytes.
+    pub(crate) fn after(&mut self, most: usize, now: Instant) -> Next {
+        let soon = |at: Instant| now.saturating_duration_since(at) < CHATTY;
+        *self = match *self {
+            Self::Silent | Self::Quiet { .. } if most >= MUCH => Self::Fast { since: now, bytes: 0 },
+            Self::Quiet { bytes_at } if most > 0 && soon(bytes_at) => Self::Chatty { rest: LONGEST, bytes_at: now },
+            Self::Silent | Self::Quiet { .. } if most > 0 => Self::Quiet { bytes_at: now },
+            Self::Silent | Self::Quiet { .. } => *self,
+            Self::Chatty { bytes_at, .. } if most == 0 && !soon(bytes_at) => Self::Quiet { bytes_at },
+            Self::Chatty { rest, .. } if most >= MUCH && rest <= SHORTEST => Self::Fast { since: now, bytes: 0 },
+            Self::Chatty { rest, bytes_at } => {
+                let rest = match most {
+                    MUCH.. => (rest / 2).max(SHORTEST),
+                    LITTLE.. => rest,
+                    _ => (rest * 2).min(LONGEST),
+                };
+                Self::Chatty { rest, bytes_at: if most > 0 { now } else { bytes_at } }
+            }
+            Self::Fast { since, bytes } => {
+                let (passed, bytes) = (now.saturating_duration_since(since), bytes + most);
+                let in_a_rest = bytes as f64 * SHORTEST.as_secs_f64() / passed.as_secs_f64();
+                match passed {
+                    passed if passed < WINDOW => Self::Fast { since, bytes },
+                    _ if in_a_rest < LITTLE as f64 => Self::Chatty { rest: SHORTEST, bytes_at: now },
+                    _ => Self::Fast { since: now, bytes: 0 },
+                }
+            }
+        };
+        match *self {
+            Self::Chatty { rest, .. } => Next::Rest(rest),
+            Self::Silent | Self::Quiet { .. } | Self::Fast { .. } => Next::Sleep,
         }
-        self.reads.set(self.reads.get() + 1);
-        let busy = self.reads.get().max(self.reads_before.get()) > BUSY;
-        let chatty = before.is_some_and(|before| now - before < CHATTY);
-        bytes < FAST && (busy || chatty)
-    }
-
-    /// The next tick after `now`, the same for all pipes.
-    pub(crate) fn next_tick(&self, now: Instant) -> Instant {
-        self.zero + Duration::from_millis((self.number(now) + 1) * TICK.as_millis() as u64)
-    }
-
-    fn number(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.zero).as_millis() as u64 / TICK.as_millis() as u64
     }
 }
 
@@ -56,39 +83,47 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
-    fn what_comes_after_a_silence_does_not_wait() {
-        let pace = Pace::new();
-        let now = pace.zero + Duration::from_secs(5);
-        assert!(!pace.should_wait(10, None, now));
-        assert!(!pace.should_wait(10, Some(now - CHATTY), now));
+    fn lines_after_a_silence_are_waited_for() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        assert_eq!(pace.after(10, start), Next::Sleep);
+        assert_eq!(pace.after(10, start + 100 * MS), Next::Sleep);
     }
 
     #[test]
-    fn a_chatty_pipe_waits_unless_it_is_fast() {
-        let pace = Pace::new();
-        let now = pace.zero + TICK;
-        assert!(pace.should_wait(10, Some(now - TICK), now));
-        assert!(!pace.should_wait(FAST, Some(now - TICK), now));
+    fn lines_in_a_row_gather_until_they_end() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.after(10, start);
+        assert_eq!(pace.after(10, start + MS), Next::Rest(LONGEST));
+        assert_eq!(pace.after(0, start + 6 * MS), Next::Rest(LONGEST));
+        assert_eq!(pace.after(10, start + 11 * MS), Next::Rest(LONGEST));
+        assert_eq!(pace.after(0, start + 16 * MS), Next::Rest(LONGEST));
+        assert_eq!(pace.after(0, start + 31 * MS), Next::Sleep);
     }
 
     #[test]
-    fn many_slow_pipes_wait_together_until_they_are_quiet() {
-        let pace = Pace::new();
-        let now = pace.zero + TICK;
-        for _ in 0..BUSY {
-            assert!(!pace.should_wait(10, None, now));
+    fn a_full_pipe_shortens_the_rest_until_there_is_none() {
+        let (mut pace, now) = (Pace::default(), Instant::now());
+        pace.after(10, now);
+        let mut last = LONGEST;
+        assert_eq!(pace.after(10, now), Next::Rest(last));
+        while let Next::Rest(rest) = pace.after(MUCH, now) {
+            assert!(rest < last, "{rest:?}");
+            last = rest;
         }
-        assert!(pace.should_wait(10, None, now));
-        assert!(pace.should_wait(10, None, now + TICK), "the tick before was busy");
-        assert!(!pace.should_wait(10, None, now + 3 * TICK));
+        assert_eq!(last, SHORTEST);
     }
 
     #[test]
-    fn ticks_are_the_same_for_all() {
-        let pace = Pace::new();
-        let early = pace.next_tick(pace.zero + TICK);
-        assert_eq!(early, pace.next_tick(pace.zero + TICK + TICK / 2));
-        assert_eq!(early, pace.zero + 2 * TICK);
+    fn a_fast_writer_is_believed_to_be_slow_only_when_it_was_for_a_while() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        assert_eq!(pace.after(MUCH, start), Next::Sleep);
+        assert_eq!(pace.after(100, start + MS), Next::Sleep);
+        assert_eq!(pace.after(4 * MUCH, start + 2 * MS), Next::Sleep, "fast again");
+        assert_eq!(pace.after(100, start + 4 * MS), Next::Rest(SHORTEST));
+        assert_eq!(pace.after(100, start + 5 * MS), Next::Rest(2 * SHORTEST));
+        assert_eq!(pace.after(LITTLE, start + 6 * MS), Next::Rest(2 * SHORTEST), "just right");
     }
 }

@@ -1,8 +1,14 @@
 //! The log file of one instance: both streams, rotated by size, retried while the disk refuses.
+//!
+//! A write into the page cache is a copy and a rename one of names: as long as the disk is quick, the keeper's thread does
+//! both itself ([`Sink::write_now`]). Opening, trying again, and all of it once the disk was slow, goes through the engine
+//! ([`Sink::write`]).
 
 use super::Handle;
-use super::engine::Engine;
+use super::engine::{Engine, MODE};
+use fsb_host::epoll::write_at;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,7 +27,7 @@ pub(crate) struct Rotation {
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
 
-/// One instance's file. Its two pumps take turns.
+/// One instance's file. Its two pipes take turns.
 pub(crate) struct Sink<E: Engine> {
     path: PathBuf,
     rotation: Rotation,
@@ -32,6 +38,13 @@ pub(crate) struct Sink<E: Engine> {
 struct Open<E: Engine> {
     file: E::File,
     bytes: u64,
+}
+
+impl<E: Engine> Open<E> {
+    /// Whether so much more may go into this file. A batch never goes into two.
+    fn has_room(&self, bytes: usize, rotation: &Rotation) -> bool {
+        self.bytes == 0 || self.bytes + bytes as u64 <= rotation.max_bytes
+    }
 }
 
 impl<E: Engine> Sink<E> {
@@ -48,9 +61,40 @@ impl<E: Engine> Sink<E> {
         }
     }
 
-    /// Writes whole records and hands the buffer back, empty. While the disk refuses (full, read-only, gone) it tries
+    /// Writes whole records by plain system calls, if the file is open and nobody else is at it. If that does not
+    /// succeed at once, nothing was written that counts, and [`Sink::write`] is to do it.
+    pub(crate) fn write_now(&self, batch: &[u8]) -> bool {
+        if self.handle.is_forgotten() {
+            return true;
+        }
+        let Ok(mut open) = self.open.try_lock() else { return false };
+        if open.as_ref().is_some_and(|open| !open.has_room(batch.len(), &self.rotation)) {
+            *open = None;
+            *open = self.rotate_now().ok();
+        }
+        let Some(target) = open.as_mut() else { return false };
+        let written = write_at(&target.file, batch, target.bytes) == Ok(batch.len());
+        if written {
+            target.bytes += batch.len() as u64;
+        }
+        written
+    }
+
+    fn rotate_now(&self) -> io::Result<Open<E>> {
+        for step in steps(&self.path, self.rotation.files) {
+            missing_is_fine(match step {
+                Step::Remove(path) => std::fs::remove_file(path),
+                Step::Rename(from, to) => std::fs::rename(from, to),
+            })?;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.create_new(true).write(true).mode(MODE).open(&self.path)?;
+        Ok(Open { file: E::adopt(file), bytes: 0 })
+    }
+
+    /// Writes whole records. While the disk refuses (full, read-only, gone) it tries
     /// again and the sandbox's own writes wait, so nothing is lost; it gives up only when the instance is forgotten.
-    pub(crate) async fn write(&self, mut batch: Vec<u8>) -> Vec<u8> {
+    pub(crate) async fn write(&self, mut batch: Vec<u8>) {
         let mut open = self.open.lock().await;
         let mut wait = FIRST_RETRY;
         let mut refused = false;
@@ -80,28 +124,18 @@ impl<E: Engine> Sink<E> {
             }
             wait = (wait * 2).min(LAST_RETRY);
         }
-        batch.clear();
-        batch
     }
 
-    /// Closes the file.
-    pub(crate) async fn close(&self) {
-        self.open.lock().await.take();
+    /// Closes the file, unless somebody is at it, who is the last one then.
+    pub(crate) fn close(&self) {
+        if let Ok(mut open) = self.open.try_lock() {
+            open.take();
+        }
     }
 
     async fn attempt(&self, open: &mut Option<Open<E>>, batch: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        let fits = |open: &Open<E>| open.bytes == 0 || open.bytes + batch.len() as u64 <= self.rotation.max_bytes;
-        if open.as_ref().is_some_and(|open| !fits(open)) {
-            *open = None;
-            if let Err(error) = rotate::<E>(&self.path, self.rotation.files).await {
-                return (Err(error), batch);
-            }
-        }
-        if open.is_none() {
-            match self.open_file().await {
-                Ok(new) => *open = Some(new),
-                Err(error) => return (Err(error), batch),
-            }
+        if let Err(error) = self.make_room(open, batch.len()).await {
+            return (Err(error), batch);
         }
         let target = open.as_mut().expect("it was opened above");
         let bytes = batch.len() as u64;
@@ -113,6 +147,25 @@ impl<E: Engine> Sink<E> {
         (result, batch)
     }
 
+    /// Opens the file, and rotates it first if it lacks room.
+    async fn make_room(&self, open: &mut Option<Open<E>>, bytes: usize) -> io::Result<()> {
+        if open.is_none() {
+            *open = Some(self.open_file().await?);
+        }
+        if open.as_ref().is_some_and(|open| open.has_room(bytes, &self.rotation)) {
+            return Ok(());
+        }
+        *open = None;
+        for step in steps(&self.path, self.rotation.files) {
+            missing_is_fine(match step {
+                Step::Remove(path) => E::remove(&path).await,
+                Step::Rename(from, to) => E::rename(&from, &to).await,
+            })?;
+        }
+        *open = Some(self.open_file().await?);
+        Ok(())
+    }
+
     async fn open_file(&self) -> io::Result<Open<E>> {
         let file = E::open(&self.path).await?;
         let bytes = std::fs::metadata(&self.path)?.len();
@@ -120,19 +173,25 @@ impl<E: Engine> Sink<E> {
     }
 }
 
-/// `x.log.1` → `x.log.2` and so on, `x.log` → `x.log.1`; the oldest of `files` goes.
-async fn rotate<E: Engine>(path: &Path, files: usize) -> io::Result<()> {
+/// Part of a rotation.
+enum Step {
+    Remove(PathBuf),
+    Rename(PathBuf, PathBuf),
+}
+
+/// `x.log.1` → `x.log.2` and so on, `x.log` → `x.log.1`; the oldest of `files` goes. Begun again after a failure it goes
+/// on where it was: what is renamed leaves a gap, which nothing is moved over.
+fn steps(path: &Path, files: usize) -> Vec<Step> {
     let numbered = |number: usize| match number {
         0 => path.to_owned(),
         number => PathBuf::from(format!("{}.{number}", path.display())),
     };
     if files <= 1 {
-        return missing_is_fine(E::remove(path).await);
+        return vec![Step::Remove(path.to_owned())];
     }
-    for number in (0..files - 1).rev() {
-        missing_is_fine(E::rename(&numbered(number), &numbered(number + 1)).await)?;
-    }
-    Ok(())
+    // There may be many fewer than are kept, and each rename is a trip to the disk.
+    let there = (0..files - 1).take_while(|number| numbered(*number).symlink_metadata().is_ok()).count();
+    (0..there).rev().map(|number| Step::Rename(numbered(number), numbered(number + 1))).collect()
 }
 
 fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {

@@ -2,26 +2,20 @@
 
 use super::engine::{Engine, MODE};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use tokio_uring::fs::{File, OpenOptions};
 
-/// Reads and writes with the ring: disk writes happen on the kernel's workers, never on the keeper's thread.
+/// Works with files by the ring: what a disk holds up is done by the kernel's workers, never by the keeper's thread.
 pub(crate) struct Uring;
 
 impl Engine for Uring {
-    type Pipe = File;
     type File = File;
 
-    fn pipe(fd: OwnedFd) -> io::Result<File> {
-        Ok(File::from_std(fd.into()))
-    }
+    const PATIENT: bool = true;
 
-    async fn read(pipe: &File, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-        buffer.clear();
-        // The offset of what has none (io_uring_prep_read(3)).
-        pipe.read_at(buffer, u64::MAX).await
+    fn adopt(file: std::fs::File) -> File {
+        File::from_std(file)
     }
 
     async fn open(path: &Path) -> io::Result<File> {

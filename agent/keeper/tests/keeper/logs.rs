@@ -1,12 +1,16 @@
 //! Every byte that a sandbox writes is in its file once, whatever else happens.
 
 use crate::node::{Node, eventually, is_root};
+use fsb_host::confine::refusing;
 use fsb_host::pidfd;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 
 const ENGINES: [&str; 2] = ["uring", "epoll"];
+/// Its number is the same on every architecture (linux/unistd.h).
+const IO_URING_SETUP: i64 = 425;
 
 #[test]
 fn every_line_is_there_once_over_agent_kills_and_rotation() {
@@ -44,6 +48,31 @@ fn every_line_is_there_once_over_agent_kills_and_rotation() {
             let text = std::fs::read(&rotated).unwrap();
             assert!(text.len() <= 64 << 10 && text.ends_with(b"\n"), "files end at the end of a line");
         }
+    }
+}
+
+#[test]
+fn where_rings_are_refused_logs_go_through_epoll() {
+    if !is_root() {
+        return;
+    }
+    // Kernels without io_uring say ENOSYS; container engines and `kernel.io_uring_disabled` say EPERM.
+    for refusal in [Errno::EPERM, Errno::ENOSYS] {
+        let filter = refusing(IO_URING_SETUP, refusal as i32);
+        let node = Node::start_below(&[("LOG_MAX_SIZE", "16Ki"), ("LOG_MAX_FILES", "1000")], Some(filter));
+        let (agent, _, _) = node.agent();
+        let script = "i=0; while [ $i -lt 5000 ]; do echo line $i; i=$((i+1)); done; echo last >&2";
+        let writer = node.start_shell(&agent, script);
+        assert_eq!(agent.ended(&writer.id).code, Some(0));
+        let expected: String = (0..5000).map(|i| format!("line {i}\n")).collect();
+        assert!(node.texts(&writer.id, "stdout") == expected, "{refusal}: a line is missing or changed");
+        assert_eq!(node.texts(&writer.id, "stderr"), "last\n");
+        assert!(node.stderr().contains("no io_uring here"), "{refusal}: {}", node.stderr());
+        // Whoever insists on the ring is told why there is none, and what to do.
+        let mut strict =
+            Node::start_below(&[("FSB_LOG_ENGINE", "uring")], Some(refusing(IO_URING_SETUP, refusal as i32)));
+        assert_eq!(strict.wait().code(), Some(1));
+        assert!(strict.stderr().contains("FSB_LOG_ENGINE=epoll works without io_uring"), "{}", strict.stderr());
     }
 }
 

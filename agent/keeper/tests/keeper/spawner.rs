@@ -66,6 +66,50 @@ fn requests_wait_while_there_is_no_spawner() {
 }
 
 #[test]
+fn what_a_request_waits_for_goes_before_refills() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    node.paused(&agent);
+    let broken = node.dir().join("spawner.broken");
+    std::fs::write(&broken, "").unwrap();
+    kill(Pid::from_raw(node.spawner_pid()), Signal::SIGKILL).unwrap();
+    eventually("a spawner that dies at its start", || node.stderr().matches("the spawner is gone").count() > 3);
+    // What is sent to a spawner in its last moments is answered with a failure, and asked for again.
+    loop {
+        let refills: Vec<String> = (0..4).map(|_| node.id()).collect();
+        refills.iter().for_each(|id| agent.refill(id));
+        let urgent = [node.id(), node.id()];
+        urgent.iter().for_each(|id| agent.make(id, "plain"));
+        let _ = std::fs::remove_file(&broken);
+        let ids: Vec<&String> = urgent.iter().chain(&refills).collect();
+        let mut made = Vec::new();
+        for _ in &ids {
+            let about = |message: &FromKeeper| match message {
+                FromKeeper::Made(made) => ids.contains(&&made.id),
+                FromKeeper::MakeFailed(failed) => ids.contains(&&failed.id),
+                _ => false,
+            };
+            if let (FromKeeper::Made(one), _) = agent.wait_for("an answer", about) {
+                made.push(one.id);
+            }
+        }
+        if made.len() == ids.len() {
+            assert!(made.iter().eq(ids), "urgent ones first, each kind in its order: {made:?}");
+            return;
+        }
+        std::fs::write(&broken, "").unwrap();
+        if let Ok(text) = std::fs::read_to_string(node.dir().join("spawner.pid")) {
+            let _ = kill(Pid::from_raw(text.parse().unwrap()), Signal::SIGKILL);
+        }
+        let deaths = node.stderr().matches("the spawner is gone").count();
+        eventually("no spawner", || node.stderr().matches("the spawner is gone").count() > deaths);
+    }
+}
+
+#[test]
 fn a_container_that_died_before_it_was_handed_over_is_a_failure_that_leaves_nothing() {
     if !is_root() {
         return;

@@ -1,0 +1,309 @@
+//! All pipes of all sandboxes → their files. One task, whatever the number of pipes.
+//!
+//! A pipe is read, framed and written in turn, without a pause in between, and all that lies in it at once: 64 KiB by
+//! one read(2) into one buffer for all, and one write. Where the write is not one plain system call (see [`super::sink`])
+//! it goes its own way, and the pipe is not read until it is done.
+
+use super::Handle;
+use super::disk::Disk;
+use super::engine::Engine;
+use super::frame::{Clock, Stream};
+use super::pace::{LITTLE, Next, Pace};
+use super::pipe::Pipe;
+use super::sink::{Rotation, Sink};
+use super::timer::Timer;
+use crate::watch::watch_shared;
+use fsb_host::epoll::{Epoll, Ready};
+use fsb_host::process::pipe_bytes;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::sync::Notify;
+use tracing::warn;
+
+/// The most that is read at a time: what a pipe holds (pipe(7)).
+const READ: usize = 64 << 10;
+/// Records are written when there are so many bytes of them.
+const ENOUGH: usize = 128 << 10;
+/// So many bytes, or a hundredth as many pipes, and everybody else has a turn: about half a millisecond.
+const TURN: usize = 256 << 10;
+const EACH: usize = TURN / 100;
+/// The most that is read of one pipe at once whose writers have ended.
+const LAST_WORDS: usize = 1 << 20;
+/// A line that stays open for so long is written as a part, so that a prompt is seen.
+const OPEN_LINE: Duration = Duration::from_millis(100);
+
+/// The pipes.
+pub(super) struct Drain<E: Engine> {
+    epoll: Rc<Epoll>,
+    pipes: RefCell<HashMap<u64, Rc<Pipe<E>>>>,
+    next: Cell<u64>,
+    /// Those that held more than was read.
+    more: RefCell<Vec<Ready>>,
+    /// Pipes with an open line, each with the time at which it should be looked at.
+    open_lines: RefCell<VecDeque<(Instant, u64)>>,
+    listed: Notify,
+    input: RefCell<Box<[u8]>>,
+    records: RefCell<Vec<u8>>,
+    clock: RefCell<Clock>,
+    disk: Disk,
+    enough: usize,
+}
+
+impl<E: Engine> Drain<E> {
+    /// Without pipes.
+    pub(super) fn new(rotation: Rotation) -> io::Result<Self> {
+        // A file has room for two batches, so that it is about as long as it should be.
+        let half = usize::try_from(rotation.max_bytes / 2).unwrap_or(usize::MAX);
+        Ok(Self {
+            epoll: Rc::new(Epoll::new()?),
+            pipes: RefCell::default(),
+            next: Cell::new(0),
+            more: RefCell::default(),
+            open_lines: RefCell::default(),
+            listed: Notify::new(),
+            input: RefCell::new(vec![0; READ].into()),
+            records: RefCell::default(),
+            clock: RefCell::new(Clock::new()),
+            disk: Disk::default(),
+            enough: ENOUGH.min(half),
+        })
+    }
+
+    /// Takes a read end over. Returns its token.
+    pub(super) fn add(&self, fd: OwnedFd, stream: Stream, sink: &Rc<Sink<E>>, handle: &Rc<Handle>) -> io::Result<u64> {
+        // The write end has flags of its own: the sandbox does not see this.
+        fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let token = self.next.get();
+        self.next.set(token + 1);
+        self.epoll.add(&fd, token)?;
+        self.pipes.borrow_mut().insert(token, Rc::new(Pipe::new(fd, stream, sink.clone(), handle.clone())));
+        handle.open.set(handle.open.get() + 1);
+        Ok(token)
+    }
+
+    /// Looks after all of them, for ever.
+    pub(super) async fn run(self: Rc<Self>) -> io::Result<()> {
+        let timer = Timer::new()?;
+        let mut pace = Pace::default();
+        let mut next = Next::Sleep;
+        let mut asleep = None;
+        loop {
+            match next {
+                Next::Sleep => {
+                    let readable = match asleep.take() {
+                        Some(readable) => readable,
+                        None => watch_shared(self.epoll.clone(), Interest::READABLE)?,
+                    };
+                    tokio::select! {
+                        ready = readable.readable() => ready?.clear_ready(),
+                        () = self.open_line() => {}
+                    }
+                    asleep = Some(readable);
+                }
+                Next::Rest(time) => {
+                    // Out of the runtime's sight: nobody is woken by bytes that gather.
+                    asleep = None;
+                    timer.sleep(time).await?;
+                }
+            }
+            let most = self.look(&timer).await?;
+            let now = Instant::now();
+            self.close_lines(now);
+            next = pace.after(most, now);
+            if !self.more.borrow().is_empty() {
+                next = Next::Rest(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Reads every pipe that has something. Returns how much the fullest one gave, about.
+    async fn look(self: &Rc<Self>, timer: &Timer) -> io::Result<usize> {
+        let mut news = std::mem::take(&mut *self.more.borrow_mut());
+        let (mut most, mut turn) = (0, 0);
+        loop {
+            let more = self.epoll.poll(&mut news)?;
+            let mut fullest = 0;
+            for Ready { token, closed } in news.drain(..) {
+                let bytes = self.serve(token, closed);
+                fullest = bytes.max(fullest);
+                turn += bytes + EACH;
+                if turn >= TURN {
+                    turn = 0;
+                    timer.sleep(Duration::ZERO).await?;
+                }
+            }
+            most += fullest;
+            // A fast writer has gone on meanwhile: looking again at once is cheaper than coming back.
+            let goes_on = fullest >= LITTLE && most < TURN;
+            if !more && !goes_on {
+                return Ok(most);
+            }
+        }
+    }
+
+    /// Reads what a pipe has: one buffer, or all of it if there is no writer any more (`closed`) or it was cut. Returns
+    /// how much it was.
+    pub(super) fn serve(self: &Rc<Self>, token: u64, closed: bool) -> usize {
+        let Some(pipe) = self.pipes.borrow().get(&token).cloned() else { return 0 };
+        pipe.closed.set(pipe.closed.get() || closed);
+        let mut total = 0;
+        while !pipe.busy.get() {
+            let room = pipe.left.get().map_or(READ, |left| left.min(READ));
+            let mut input = self.input.borrow_mut();
+            match nix::unistd::read(pipe.fd.as_raw_fd(), &mut input[..room]) {
+                Ok(0) => {
+                    self.end(token, &pipe);
+                    break;
+                }
+                Ok(bytes) => {
+                    total += bytes;
+                    pipe.left.set(pipe.left.get().map(|left| left - bytes));
+                    self.write(token, &pipe, &input[..bytes]);
+                    let until_end = pipe.closed.get() || pipe.left.get().is_some();
+                    if bytes < room && !until_end {
+                        break;
+                    }
+                    if !until_end || total >= LAST_WORDS {
+                        self.more.borrow_mut().push(Ready { token, closed: false });
+                        break;
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) if pipe.left.get().is_none() => break,
+                Err(error) => {
+                    if error != Errno::EAGAIN {
+                        warn!(%error, "a pipe cannot be read");
+                    }
+                    self.end(token, &pipe);
+                    break;
+                }
+            }
+        }
+        total
+    }
+
+    /// Reads what lies in a pipe now, and no more, whoever holds its other end.
+    pub(super) fn cut(self: &Rc<Self>, token: u64) {
+        let Some(pipe) = self.pipes.borrow().get(&token).cloned() else { return };
+        if pipe.left.get().is_none() {
+            pipe.left.set(Some(pipe_bytes(pipe.fd.as_raw_fd()).unwrap_or(0)));
+            self.serve(token, false);
+        }
+    }
+
+    fn write(self: &Rc<Self>, token: u64, pipe: &Rc<Pipe<E>>, mut input: &[u8]) {
+        let begin = Instant::now();
+        let stamp = self.clock.borrow_mut().now();
+        let mut records = self.records.borrow_mut();
+        let mut framer = pipe.framer.borrow_mut();
+        let mut late = Vec::new();
+        while !input.is_empty() {
+            records.clear();
+            let used = framer.frame(input, &stamp, self.enough, &mut records);
+            input = &input[used..];
+            let may_write = late.is_empty() && (!E::PATIENT || self.disk.is_quick(begin));
+            if !records.is_empty() && !(may_write && pipe.sink.write_now(&records)) {
+                late.push(records.clone());
+            }
+        }
+        pipe.read_at.set(Some(begin));
+        if framer.holds_text() && !pipe.is_listed.replace(true) {
+            self.open_lines.borrow_mut().push_back((begin + OPEN_LINE, token));
+            self.listed.notify_one();
+        }
+        if late.is_empty() {
+            let now = Instant::now();
+            self.disk.wrote(now - begin, now);
+        } else {
+            self.write_later(token, pipe, late);
+        }
+    }
+
+    /// Writes what could not be written at once, in its own time. The pipe is served again when it is done.
+    fn write_later(self: &Rc<Self>, token: u64, pipe: &Rc<Pipe<E>>, batches: Vec<Vec<u8>>) {
+        pipe.busy.set(true);
+        let (drain, pipe) = (self.clone(), pipe.clone());
+        tokio::task::spawn_local(async move {
+            for batch in batches {
+                pipe.sink.write(batch).await;
+            }
+            pipe.busy.set(false);
+            if pipe.over.get() {
+                drain.remove(token, &pipe);
+            } else {
+                drain.serve(token, false);
+            }
+        });
+    }
+
+    /// The end of a pipe: what is left of its last line is written, then it goes.
+    fn end(self: &Rc<Self>, token: u64, pipe: &Rc<Pipe<E>>) {
+        pipe.over.set(true);
+        self.close_line(token, pipe);
+        if !pipe.busy.get() {
+            self.remove(token, pipe);
+        }
+    }
+
+    fn remove(&self, token: u64, pipe: &Rc<Pipe<E>>) {
+        if self.pipes.borrow_mut().remove(&token).is_none() {
+            return;
+        }
+        if let Err(error) = self.epoll.remove(&pipe.fd) {
+            warn!(%error, "a pipe cannot be forgotten");
+        }
+        let handle = &pipe.handle;
+        handle.open.set(handle.open.get() - 1);
+        if handle.is_over() {
+            pipe.sink.close();
+            handle.over.notify_waiters();
+        }
+    }
+
+    /// Writes a pipe's open line as a part.
+    fn close_line(self: &Rc<Self>, token: u64, pipe: &Rc<Pipe<E>>) {
+        let mut part = Vec::new();
+        pipe.framer.borrow_mut().flush(&self.clock.borrow_mut().now(), &mut part);
+        if !part.is_empty() && !pipe.sink.write_now(&part) {
+            self.write_later(token, pipe, vec![part]);
+        }
+    }
+
+    /// Waits until a line has been open for long.
+    async fn open_line(&self) {
+        loop {
+            let first = self.open_lines.borrow().front().map(|(at, _)| *at);
+            match first {
+                Some(at) => return tokio::time::sleep_until(at.into()).await,
+                None => self.listed.notified().await,
+            }
+        }
+    }
+
+    /// Writes lines that have been open for long by `now`.
+    fn close_lines(self: &Rc<Self>, now: Instant) {
+        loop {
+            let mut lines = self.open_lines.borrow_mut();
+            let Some((_, token)) = lines.pop_front_if(|(at, _)| *at <= now) else { return };
+            let Some(pipe) = self.pipes.borrow().get(&token).cloned() else { continue };
+            pipe.is_listed.set(false);
+            if !pipe.framer.borrow().holds_text() {
+                continue;
+            }
+            if pipe.busy.get() || pipe.read_at.get().is_some_and(|at| at + OPEN_LINE > now) {
+                pipe.is_listed.set(true);
+                lines.push_back((now + OPEN_LINE, token));
+                continue;
+            }
+            drop(lines);
+            self.close_line(token, &pipe);
+        }
+    }
+}
