@@ -3,6 +3,7 @@
 
 CTL := target/release/fsb-ctl
 CARGO ?= cargo
+SCENARIO ?= start
 
 .PHONY: help setup build run stop test bench lint
 
@@ -25,9 +26,9 @@ stop: ## stop the local node and remove all that it made
 test: setup build ## run every test, those that need root too
 	FSB_REQUIRE_ROOT=1 $(CARGO) test --release --workspace
 
-bench: build ## measure starts beside fork+exec, runc and crun
-	@scripts/setup crun runc
-	target/release/fsb-bench start
+bench: build ## measure starts beside fork+exec, bwrap, crun, runc and containerd; SCENARIO="all --json DIR" for all there is
+	@scripts/setup bubblewrap containerd crun runc util-linux
+	target/release/fsb-bench $(SCENARIO)
 
 lint: ## check format, lints and, if cargo-deny is installed, dependencies
 	$(CARGO) fmt --all --check
