@@ -57,8 +57,10 @@ pub async fn start(core: &Core, key: &Key, uid: &Arc<str>, deadline: Instant) ->
             return Err(Failure::Unknown(Status::deadline_exceeded("no time was left to ask an agent")));
         }
         core.metrics.placed(reservation.class());
-        let Some(agent) = core.agents.get(reservation.agent()) else {
-            refused.push(reservation.agent().clone());
+        // Gone since it was chosen: the next choice does without it.
+        let Some(name) = reservation.agent() else { continue };
+        let Some(agent) = core.agents.get(&name) else {
+            refused.push(name);
             continue;
         };
         claim = bind(core, key, uid, &agent, reservation).ok_or(Failure::Cancelled)?;

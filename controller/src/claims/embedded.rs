@@ -12,7 +12,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageErro
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// `namespace/name` → (UID, document).
@@ -26,7 +26,8 @@ const TOMBSTONE_DAYS: i64 = 7;
 const QUEUE: usize = 4096;
 /// The most that one commit takes.
 const BATCH: usize = 1024;
-/// How long a write that nobody waits for waits for others to share its commit.
+/// How long a write that nobody waits for waits for others to share its commit, and any write that comes so soon after
+/// the last commit: where many come, each commit has several of them.
 const LINGER: Duration = Duration::from_millis(2);
 
 /// What became of the file when it was opened.
@@ -193,8 +194,10 @@ struct Writer {
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut batch = Vec::new();
+        let mut committed: Option<Instant> = None;
         while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
-            if !batch.iter().any(|job| job.urgent) && batch.len() < BATCH {
+            let busy = committed.is_some_and(|at| at.elapsed() < LINGER);
+            if (busy || !batch.iter().any(|job| job.urgent)) && batch.len() < BATCH {
                 std::thread::sleep(LINGER);
                 while batch.len() < BATCH
                     && let Ok(job) = queue.try_recv()
@@ -204,6 +207,7 @@ impl Writer {
             }
             let results = catch_unwind(AssertUnwindSafe(|| self.commit(&batch)))
                 .unwrap_or_else(|_| Err("the store panicked".into()));
+            committed = Some(Instant::now());
             match results {
                 Ok(results) => {
                     for (job, result) in batch.drain(..).zip(results) {

@@ -149,15 +149,15 @@ fn lock(pool: &Pool) -> MutexGuard<'_, PoolIndex> {
 pub struct Reservation {
     pool: Arc<Pool>,
     number: Number,
-    agent: Arc<str>,
+    place: Place,
     class: Class,
     generation: i64,
 }
 
 impl Reservation {
-    /// The agent's name.
-    pub fn agent(&self) -> &Arc<str> {
-        &self.agent
+    /// The agent's name; `None` if the agent is gone.
+    pub fn agent(&self) -> Option<Arc<str>> {
+        lock(&self.pool).name(self.place).cloned()
     }
 
     /// Which generation of the claim it is for.
@@ -278,7 +278,7 @@ impl Registry {
             index.place(wanted, &image, &except)?
         };
         let generation = wanted.holder.generation;
-        Ok(Reservation { pool, number: booked.number, agent: booked.agent, class: booked.class, generation })
+        Ok(Reservation { pool, number: booked.number, place: booked.place, class: booked.class, generation })
     }
 
     /// Reserves for a sandbox that is known to be on this agent, whether there is room or not.
@@ -286,7 +286,7 @@ impl Registry {
         let located = self.locate(name)?;
         let number = lock(&located.pool).reserve(located.place, &holder, ports)?;
         let generation = holder.generation;
-        Some(Reservation { pool: located.pool, number, agent: name.clone(), class: Class::Any, generation })
+        Some(Reservation { pool: located.pool, number, place: located.place, class: Class::Any, generation })
     }
 
     /// Slots in use on an agent.

@@ -18,8 +18,6 @@ pub struct PoolIndex {
     rooms: Vec<Room>,
     names: Vec<Arc<str>>,
     lists: Vec<Lists>,
-    /// Paused containers by image, some of them none any more, by the agent's index.
-    stock: Vec<Vec<(ImageNumber, u32)>>,
     vacant: Vec<u32>,
     /// Healthy, not cordoned, with a free slot, and not just refused for being full.
     open: Bitmap,
@@ -57,12 +55,19 @@ struct Room {
     healthy: bool,
     /// It refused as full: its own admission knows better until it reports again.
     refused_full: bool,
+    /// Paused containers by image, some of them none any more; further ones are in [`Lists`].
+    stock: [Option<(ImageNumber, u32)>; INLINE],
 }
+
+/// Images whose stock lies in the room itself: few agents keep more of them warm.
+const INLINE: usize = 4;
 
 /// What an agent has, and what it says is on it.
 #[derive(Debug, Default)]
 struct Lists {
     images: Vec<ImageNumber>,
+    /// Stock that the room has no place for.
+    stock: Vec<(ImageNumber, u32)>,
     reported: Vec<Number>,
 }
 
@@ -78,8 +83,8 @@ pub struct Place {
 pub struct Booked {
     /// Gives the slot back.
     pub number: Number,
-    /// The agent's name.
-    pub agent: Arc<str>,
+    /// Where the agent is in the index.
+    pub place: Place,
     /// How good it is for the image.
     pub class: Class,
 }
@@ -117,7 +122,6 @@ impl PoolIndex {
             rooms: Vec::new(),
             names: Vec::new(),
             lists: Vec::new(),
-            stock: Vec::new(),
             vacant: Vec::new(),
             open: Bitmap::default(),
             images: Images::default(),
@@ -144,7 +148,6 @@ impl PoolIndex {
                 self.rooms.push(room);
                 self.names.push(name);
                 self.lists.push(Lists::default());
-                self.stock.push(Vec::new());
                 (self.rooms.len() - 1) as u32
             }
         };
@@ -161,7 +164,7 @@ impl PoolIndex {
             self.images.set_have(image, place.index, false);
             self.images.release(image);
         }
-        for (image, _) in std::mem::take(&mut self.stock[place.index as usize]) {
+        for (image, _) in room.stock.into_iter().flatten().chain(lists.stock) {
             self.images.set_stock(image, place.index, false);
             self.images.release(image);
         }
@@ -267,15 +270,18 @@ impl PoolIndex {
             *wanted.entry(canonical(image)).or_insert(0) += paused;
         }
         let wanted: Vec<_> = wanted.into_iter().map(|(image, paused)| (self.images.retain(&image), paused)).collect();
-        let list = &mut self.stock[place.index as usize];
-        for (image, _) in std::mem::take(list) {
+        let stock = std::mem::take(&mut self.rooms[place.index as usize].stock);
+        let further = std::mem::take(&mut self.lists[place.index as usize].stock);
+        for (image, _) in stock.into_iter().flatten().chain(further) {
             self.images.set_stock(image, place.index, false);
             self.images.release(image);
         }
         for &(image, _) in &wanted {
             self.images.set_stock(image, place.index, true);
         }
-        *list = wanted;
+        let mut wanted = wanted.into_iter();
+        self.rooms[place.index as usize].stock = std::array::from_fn(|_| wanted.next());
+        self.lists[place.index as usize].stock = wanted.collect();
     }
 
     /// Chooses an agent, reserves slot and ports on it. `image` is canonical; `except` are those who refused already.
@@ -288,7 +294,7 @@ impl PoolIndex {
             self.use_stock(index, image);
         }
         let number = self.reserve(place, &wanted.holder, wanted.ports).ok_or(NoPlace::NoHealthyAgent)?;
-        Ok(Booked { number, agent: self.names[index as usize].clone(), class })
+        Ok(Booked { number, place, class })
     }
 
     /// The better of two that are drawn from the best class that has any.
@@ -319,8 +325,11 @@ impl PoolIndex {
 
     /// A paused container is about to be used: the agent's next report says so too.
     fn use_stock(&mut self, index: u32, image: ImageNumber) {
-        let stock = &mut self.stock[index as usize];
-        if let Some((_, paused)) = stock.iter_mut().find(|(other, _)| *other == image) {
+        let mut found = self.rooms[index as usize].stock.iter_mut().flatten().find(|(other, _)| *other == image);
+        if found.is_none() {
+            found = self.lists[index as usize].stock.iter_mut().find(|(other, _)| *other == image);
+        }
+        if let Some((_, paused)) = found {
             *paused = paused.saturating_sub(1);
             if *paused == 0 {
                 self.images.set_stock(image, index, false);
@@ -354,6 +363,11 @@ impl PoolIndex {
     /// Slots in use on an agent.
     pub fn used(&self, place: Place) -> usize {
         self.room(place).map_or(0, |room| room.used as usize)
+    }
+
+    /// The agent's name, if it is still there.
+    pub(super) fn name(&self, place: Place) -> Option<&Arc<str>> {
+        self.room(place).map(|_| &self.names[place.index as usize])
     }
 
     /// Where an agent's name stands in an `except` list.

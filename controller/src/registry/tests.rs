@@ -75,8 +75,8 @@ fn a_free_port_is_found_on_the_only_agent_that_has_it() {
         place(&registry, 9999, &[8080, 1]).unwrap_err(),
         NoPlace::PortsTaken { port: Some(8080), ports: BTreeSet::from([1, 8080]) }
     );
-    let freed = held.swap_remove(1234).agent().clone();
-    assert_eq!(place(&registry, 9999, &[8080, 1]).unwrap().agent(), &freed);
+    let freed = held.swap_remove(1234).agent().unwrap();
+    assert_eq!(place(&registry, 9999, &[8080, 1]).unwrap().agent(), Some(freed));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_better_class_wins_over_a_less_loaded_agent() {
     let classes: Vec<_> = (0..4)
         .map(|uid| {
             let reservation = place(&registry, uid, &[]).unwrap();
-            let found = (reservation.agent().to_string(), reservation.class());
+            let found = (reservation.agent().unwrap().to_string(), reservation.class());
             std::mem::forget(reservation);
             found
         })
@@ -260,7 +260,7 @@ proptest! {
                     let best = models.values().filter(|model| model.takes(&wanted)).map(Model::class).min();
                     match place(&registry, uid, &ports) {
                         Ok(reservation) => {
-                            let model = models.get_mut(&**reservation.agent()).unwrap();
+                            let model = models.get_mut(&*reservation.agent().unwrap()).unwrap();
                             prop_assert!(model.takes(&wanted), "{model:?} takes {wanted:?}");
                             prop_assert_eq!(Some(model.class()), best);
                             prop_assert_eq!(reservation.class() as u8, model.class());
@@ -274,7 +274,7 @@ proptest! {
                 Op::Drop(index) => {
                     if !held.is_empty() {
                         let (reservation, uid) = held.swap_remove(index.index(held.len()));
-                        models.get_mut(&**reservation.agent()).unwrap().reserved.remove(&uid);
+                        models.get_mut(&*reservation.agent().unwrap()).unwrap().reserved.remove(&uid);
                     }
                 }
                 Op::Occupied(agent, uid, ports) => {

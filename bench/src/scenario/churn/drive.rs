@@ -49,6 +49,11 @@ impl Stage {
     pub fn done(&self) -> usize {
         self.cycles_ns.len()
     }
+
+    /// Cycles that ended well, per second.
+    pub fn done_per_s(&self) -> f64 {
+        self.done() as f64 / self.took.as_secs_f64().max(1e-9)
+    }
 }
 
 /// Who waits for what about a sandbox.

@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// How long the node may take to look as before.
 const SETTLE: Duration = Duration::from_secs(30);
+/// The share of what was done at most that a soak asks for where no rate was sustained.
+const SOAK: f64 = 0.7;
 /// Cycles that make the node what it is at work: connections, threads, buffers.
 const WARM_UP: (u32, usize) = (50, 100);
 
@@ -38,9 +40,9 @@ pub struct Options {
     /// Seconds at the highest rate that was sustained, to confirm it
     #[arg(long, default_value_t = 15, value_name = "S")]
     pub confirm: u32,
-    /// Cycles at the confirmed rate, instead of --confirm: a soak
-    #[arg(long, value_name = "N")]
-    pub cycles: Option<usize>,
+    /// A soak after that, at the confirmed rate, until there were so many cycles in all
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub cycles: usize,
     /// Bound of the p99 of create to stamp, in milliseconds
     #[arg(long, default_value_t = 10, value_name = "MS")]
     pub bound_ms: u64,
@@ -71,12 +73,13 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     stock.wait(|| agent.paused())?;
     let before = Footprint::settled(&root, &mut agent, SETTLE, None)?;
 
-    let (mut sustained, mut cycles, mut too_much) = (Vec::new(), 0, 0);
+    let (mut sustained, mut cycles, mut too_much, mut most_done) = (Vec::new(), 0, 0, 0.0f64);
     for &rate in &options.rates {
         interrupt::check()?;
         stock.wait(|| agent.paused())?;
         let stage = runtime.block_on(driver.run(rate, (rate * options.seconds) as usize))?;
         cycles += stage.done();
+        most_done = most_done.max(stage.done_per_s());
         cells.push(bench.row(&format!("rate-{rate}"), &stage));
         if bench.sustained(&stage) {
             (too_much, sustained) = (0, [sustained, vec![rate]].concat());
@@ -91,21 +94,27 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     while let Some(rate) = sustained.pop() {
         interrupt::check()?;
         stock.wait(|| agent.paused())?;
-        let planned = options.cycles.unwrap_or((rate * options.confirm) as usize);
-        let stage = runtime.block_on(driver.run(rate, planned))?;
+        let stage = runtime.block_on(driver.run(rate, (rate * options.confirm) as usize))?;
         cycles += stage.done();
         let row = bench.row("sustained", &stage);
         if bench.sustained(&stage) || sustained.is_empty() {
-            confirmed = Some((row, bench.sustained(&stage)));
+            confirmed = Some((row, bench.sustained(&stage).then_some(rate)));
             break;
         }
         bench.warnings.push(format!("{rate} per second were sustained for {} s only", options.seconds));
     }
+    let (mut row, held) = confirmed.unwrap_or_else(|| (Row::of_values("sustained", []), None));
+    if cycles < options.cycles {
+        // Where no rate was sustained, one that leaves the node some air.
+        let rate = held.unwrap_or((most_done * SOAK) as u32).max(1);
+        let stage = runtime.block_on(driver.run(rate, options.cycles - cycles))?;
+        cycles += stage.done();
+        cells.push(bench.row("soak", &stage));
+    }
     stock.wait(|| agent.paused())?;
     let after = Footprint::settled(&root, &mut agent, SETTLE, Some(&before))?;
     let leaks = after.more_than(&before);
-    let (mut row, held) = confirmed.unwrap_or_else(|| (Row::of_values("sustained", []), false));
-    if !held {
+    if held.is_none() {
         row.values.insert("rate_per_s".into(), 0.into());
         bench.warnings.push("no rate was sustained".into());
     }
@@ -140,7 +149,7 @@ impl Bench<'_> {
         let answer = Summary::of(&stage.answers_ns);
         let values = [
             ("rate_per_s", stage.rate.into()),
-            ("done_per_s", rounded(stage.done() as f64 / stage.took.as_secs_f64().max(1e-9), 1)),
+            ("done_per_s", rounded(stage.done_per_s(), 1)),
             ("sustained", self.sustained(stage).into()),
             ("failed", stage.failed.into()),
             ("answer_p50_us", rounded(answer.map_or(0.0, |all| all.p50_us), 1)),

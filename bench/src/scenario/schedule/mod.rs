@@ -1,7 +1,8 @@
 //! What one placement decision of the controller's registry costs, and how good it is.
 //!
 //! One operation is what the controller does for a sandbox over its life: choose an agent, book the slot and the
-//! ports on it, and give both back. It is timed in steady state: half of all slots are taken, each new reservation is
+//! ports on it, and give both back (what comes of it is the agent's place in the index; its connection is a look-up
+//! of its own). It is timed in steady state: half of all slots are taken, each new reservation is
 //! followed by the end of the oldest one, and stock that was used up is reported again between two timings.
 //! Quality is the share of decisions that chose the best class of section 6 (stock, image, any), and by how many
 //! sandboxes the chosen agent was fuller than the emptiest one of that class, both against a look at every agent.

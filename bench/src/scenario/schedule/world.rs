@@ -151,7 +151,7 @@ impl World {
             let request = self.request();
             let Some((class, least, mean)) = self.exact(&request) else { bail!("no agent can take a sandbox") };
             let reservation = self.place(&request)?;
-            let agent = self.index[reservation.agent()];
+            let agent = self.agent(&reservation)?;
             // Its class as the mirror knows it, not as the registry says.
             if self.class(agent, request.image) == class && reservation.class() == class {
                 best += 1;
@@ -197,9 +197,14 @@ impl World {
         self.registry.place(&self.key, &Wanted { image, ports: &request.ports, holder, except: &[] })
     }
 
+    fn agent(&self, reservation: &Reservation) -> anyhow::Result<usize> {
+        let name = reservation.agent().context("the agent that was chosen is gone")?;
+        Ok(self.index[&name])
+    }
+
     /// Notes a reservation in the mirror. Returns the agent if it used a paused container.
     fn book(&mut self, reservation: Reservation, request: &Request) -> Option<usize> {
-        let agent = self.index[reservation.agent()];
+        let agent = self.agent(&reservation).ok()?;
         let used_stock = reservation.class() == Class::Stock;
         let mirror = &mut self.mirrors[agent];
         mirror.used += 1;
