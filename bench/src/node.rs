@@ -24,7 +24,12 @@ impl Node {
     /// Brings one up whose programs get `env` besides, such as `POOL_PER_IMAGE`.
     pub fn up_with(workspace: &Workspace, env: Vec<(String, String)>) -> anyhow::Result<Self> {
         let node = Self { root: workspace.path().join("node"), ctl: program("fsb-ctl")?, env };
-        let output = node.command(["local", "up", "--no-egress"]).output().context("run fsb-ctl local up")?;
+        let mut up = node.command(["local", "up", "--no-egress"]);
+        if !node.env.is_empty() {
+            // A larger stock is for more sandboxes than an agent takes where nothing is said.
+            up.args(["--capacity", "0"]);
+        }
+        let output = up.output().context("run fsb-ctl local up")?;
         if !output.status.success() {
             bail!("fsb-ctl local up: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
