@@ -6,10 +6,10 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// `EXT4_TOPDIR_FL` (`chattr +T`, ext4's documentation: "top of directory hierarchies").
-const TOP: nix::libc::c_long = 0x0002_0000;
+const TOP: libc::c_long = 0x0002_0000;
 
-nix::ioctl_read!(get_flags, b'f', 1, nix::libc::c_long);
-nix::ioctl_write_ptr!(set_flags, b'f', 2, nix::libc::c_long);
+nix::ioctl_read!(get_flags, b'f', 1, libc::c_long);
+nix::ioctl_write_ptr!(set_flags, b'f', 2, libc::c_long);
 
 /// Asks for the directories in `dir` to be put all over the file system, as unrelated ones.
 ///
