@@ -34,6 +34,8 @@ const ENOUGH: usize = 128 << 10;
 /// So many bytes, or a hundredth as many pipes, and everybody else has a turn: about half a millisecond.
 const TURN: usize = 256 << 10;
 const EACH: usize = TURN / 100;
+/// After so many turns the runtime parks.
+const SLEEP: u32 = 8;
 /// The most that is read of one pipe at once whose writers have ended.
 const LAST_WORDS: usize = 1 << 20;
 /// A line that stays open for so long is written as a part, so that a prompt is seen.
@@ -54,6 +56,7 @@ pub(super) struct Drain<E: Engine> {
     clock: RefCell<Clock>,
     disk: Disk,
     enough: usize,
+    turns: Cell<u32>,
 }
 
 impl<E: Engine> Drain<E> {
@@ -73,6 +76,7 @@ impl<E: Engine> Drain<E> {
             clock: RefCell::new(Clock::new()),
             disk: Disk::default(),
             enough: ENOUGH.min(half),
+            turns: Cell::new(0),
         })
     }
 
@@ -107,6 +111,10 @@ impl<E: Engine> Drain<E> {
                     }
                     asleep = Some(readable);
                 }
+                Next::Again => {
+                    asleep = None;
+                    self.give_way(&timer).await?;
+                }
                 Next::Rest(time) => {
                     // Out of the runtime's sight: nobody is woken by bytes that gather.
                     asleep = None;
@@ -118,7 +126,7 @@ impl<E: Engine> Drain<E> {
             self.close_lines(now);
             next = pace.after(most, now);
             if !self.more.borrow().is_empty() {
-                next = Next::Rest(Duration::ZERO);
+                next = Next::Again;
             }
         }
     }
@@ -136,7 +144,7 @@ impl<E: Engine> Drain<E> {
                 turn += bytes + EACH;
                 if turn >= TURN {
                     turn = 0;
-                    timer.sleep(Duration::ZERO).await?;
+                    self.give_way(timer).await?;
                 }
             }
             most += fullest;
@@ -146,6 +154,19 @@ impl<E: Engine> Drain<E> {
                 return Ok(most);
             }
         }
+    }
+
+    /// Everybody else has a turn. A sleep, however short, may cost this thread the processor for long where writers want
+    /// it, so it is rare; it is needed for the runtime to hand in what waits for the ring.
+    async fn give_way(&self, timer: &Timer) -> io::Result<()> {
+        let turns = self.turns.get() + 1;
+        self.turns.set(turns % SLEEP);
+        if turns == SLEEP {
+            timer.sleep(Duration::ZERO).await?;
+        } else {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
     /// Reads what a pipe has: one buffer, or all of it if there is no writer any more (`closed`) or it was cut. Returns

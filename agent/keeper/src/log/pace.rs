@@ -27,6 +27,8 @@ pub(crate) enum Next {
     Sleep,
     /// Look again after this.
     Rest(Duration),
+    /// Look again as soon as everybody else had a turn: the writers have not waited.
+    Again,
 }
 
 /// How busy all pipes together are.
@@ -74,6 +76,7 @@ impl Pace {
         };
         match *self {
             Self::Chatty { rest, .. } => Next::Rest(rest),
+            Self::Fast { .. } if most >= MUCH => Next::Again,
             Self::Silent | Self::Quiet { .. } | Self::Fast { .. } => Next::Sleep,
         }
     }
@@ -119,9 +122,9 @@ mod tests {
     #[test]
     fn a_fast_writer_is_believed_to_be_slow_only_when_it_was_for_a_while() {
         let (mut pace, start) = (Pace::default(), Instant::now());
-        assert_eq!(pace.after(MUCH, start), Next::Sleep);
+        assert_eq!(pace.after(MUCH, start), Next::Again);
         assert_eq!(pace.after(100, start + MS), Next::Sleep);
-        assert_eq!(pace.after(4 * MUCH, start + 2 * MS), Next::Sleep, "fast again");
+        assert_eq!(pace.after(4 * MUCH, start + 2 * MS), Next::Again, "fast again");
         assert_eq!(pace.after(100, start + 4 * MS), Next::Rest(SHORTEST));
         assert_eq!(pace.after(100, start + 5 * MS), Next::Rest(2 * SHORTEST));
         assert_eq!(pace.after(LITTLE, start + 6 * MS), Next::Rest(2 * SHORTEST), "just right");

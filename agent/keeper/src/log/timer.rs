@@ -23,8 +23,8 @@ impl Timer {
         Ok(Self { timer, expired })
     }
 
-    /// Sleeps. Whatever the time, the runtime parks: it hands in what waits for the ring and looks at its descriptors,
-    /// which it does not before a task that only yields.
+    /// Sleeps. Whatever the time, the runtime parks and so hands in what waits for the ring, which it does not before a
+    /// task that only yields.
     pub(super) async fn sleep(&self, time: Duration) -> io::Result<()> {
         let time = time.max(Duration::from_nanos(1));
         self.timer.set(Expiration::OneShot(TimeSpec::from_duration(time)), TimerSetTimeFlags::empty())?;
