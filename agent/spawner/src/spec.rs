@@ -3,6 +3,7 @@
 use caps::Capability;
 use fsb_host::profile::{self, MASKED, MOULD_CAPABILITIES, READONLY};
 use fsb_host::wire::{Plugin, User};
+use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -54,7 +55,15 @@ fn sets(capabilities: &[Capability]) -> Value {
     json!({ "bounding": names, "effective": names, "permitted": names })
 }
 
+/// Open files that a program may have, soft and hard, as systemd and Docker have them, whatever the daemons raised their
+/// own soft limit to. `ours` is our hard limit, which nobody raises.
+fn open_files(ours: u64) -> Value {
+    let hard = ours.min(524_288);
+    json!({ "type": "RLIMIT_NOFILE", "soft": hard.min(1024), "hard": hard })
+}
+
 fn base(root: &Path, cgroup: &str, host: &str) -> Value {
+    let (_, ours) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
     json!({
         "ociVersion": "1.0.2",
@@ -67,6 +76,7 @@ fn base(root: &Path, cgroup: &str, host: &str) -> Value {
             "args": ["fsb-park"],
             "env": [],
             "cwd": "/",
+            "rlimits": [open_files(ours)],
         },
         "mounts": [
             mount("/proc", "proc", "proc", &["nosuid", "nodev", "noexec"]),
@@ -109,5 +119,21 @@ pub fn plan(
         masked: MASKED.map(str::to_owned).to_vec(),
         readonly: READONLY.map(str::to_owned).to_vec(),
         seccomp: seccomp.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_has_the_open_files_of_docker_or_fewer() {
+        let of = |ours| {
+            let limit = open_files(ours);
+            (limit["soft"].as_u64().unwrap(), limit["hard"].as_u64().unwrap())
+        };
+        assert_eq!(of(u64::MAX), (1024, 524_288));
+        assert_eq!(of(4096), (1024, 4096));
+        assert_eq!(of(512), (512, 512));
     }
 }

@@ -71,6 +71,8 @@ fn a_cast_equals_a_container_made_by_libcontainer_in_everything_a_process_can_se
                 seen.push(neutral(&output, &paused.made.id));
                 let exit = spawner.finish(paused, false);
                 assert_eq!(exit.code, Some(0), "{output}");
+                let open_files = output.lines().find(|line| line.starts_with("Max open files")).unwrap();
+                assert_eq!(open_files.split_whitespace().nth(3), Some("1024"), "not the daemons' own: {open_files}");
             }
             same(&format!("{name}, limits {limits:?}"), &seen[0], &seen[1]);
             same(&format!("{name}, cgroup files, limits {limits:?}"), &files[0], &files[1]);
