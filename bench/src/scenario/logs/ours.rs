@@ -72,6 +72,7 @@ impl Ours {
             bail!("{} writers could not be started in time", work.writers);
         }
         std::thread::sleep(Duration::from_nanos(begin_ns - now));
+        let mut agent = self.connect()?;
         let cpu = cpu_ns(self.keeper)?;
         wait(&mut agent, &ids)?;
         let cpu_ns = cpu_ns(self.keeper)? - cpu;
