@@ -71,7 +71,13 @@ impl Holder {
         while self.held < count {
             while self.asked < count && self.asked - self.held < IN_FLIGHT {
                 self.asked += 1;
-                let make = Make { id: id()?, recipe: self.recipe.clone(), how: Some(How::Cast), urgent: false, lookups: Vec::new() };
+                let make = Make {
+                    id: id()?,
+                    recipe: self.recipe.clone(),
+                    how: Some(How::Cast),
+                    urgent: false,
+                    lookups: Vec::new(),
+                };
                 self.send(&ToKeeper::Make(make))?;
             }
             match self.receive()? {
