@@ -271,9 +271,9 @@ async fn hand_over(
     timing.done(Stage::Exec);
 
     timing.enter(Stage::Acknowledge);
-    // End-of-file from a process that lives is an execve. One that has ended may have been killed before it came to
-    // that; only the keeper, which reads the `started` pipe, can tell.
-    if pidfd::ended(paused.pidfd.as_fd()) {
+    // End-of-file from a process that runs a program is an execve. One that has ended may have been killed before it came
+    // to that; only the keeper, which reads the `started` pipe, can tell.
+    if !pidfd::runs(paused.pidfd.as_fd(), paused.made.pid) {
         agent.keeper.launched(vec![id.to_string()]).await?;
         acknowledged(instance, bound).instrument(tracing::debug_span!("acknowledge")).await?;
     }

@@ -27,6 +27,13 @@ pub fn ended(pidfd: BorrowedFd<'_>) -> bool {
     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
 }
 
+/// Whether the process behind `pidfd`, whose id is `pid`, runs a program. One that is on its way out does not: it lets
+/// go of its memory, and of the program with it, before it closes its descriptors and before its pidfd says that it has
+/// ended (do_exit in the kernel's exit.c). Needs CAP_SYS_PTRACE for another user's process.
+pub fn runs(pidfd: BorrowedFd<'_>, pid: i32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe")).is_ok() && !ended(pidfd)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,8 +42,10 @@ mod tests {
     fn a_killed_child_has_ended() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let fd = open(child.id() as i32).unwrap();
-        assert!(!ended(fd.as_fd()));
+        assert!(!ended(fd.as_fd()) && runs(fd.as_fd(), child.id() as i32));
         kill(&fd, Signal::SIGKILL).unwrap();
+        while !ended(fd.as_fd()) {}
+        assert!(!runs(fd.as_fd(), child.id() as i32), "a zombie runs nothing");
         child.wait().unwrap();
         assert!(ended(fd.as_fd()));
         assert_eq!(kill(&fd, Signal::SIGKILL), Err(Errno::ESRCH));

@@ -159,6 +159,8 @@ impl Keeper {
                     self.make(make);
                 }
                 ToKeeper::Bind { id, binding } => self.bind(id, binding),
+                // It has told of the start itself.
+                ToKeeper::Launched { .. } => {}
                 ToKeeper::Rebind { id, binding } => {
                     if let Some(entry) = self.lock().entries.get_mut(&id) {
                         entry.record.binding = Some(binding);
@@ -256,7 +258,11 @@ impl Keeper {
         state.binds.push(id.clone());
         if state.mood.dead_at_bind > 0 {
             state.mood.dead_at_bind -= 1;
-            let _ = pidfd::kill(&state.entries[&id].pidfd, Signal::SIGKILL);
+            let pidfd = &state.entries[&id].pidfd;
+            let _ = pidfd::kill(pidfd, Signal::SIGKILL);
+            while !pidfd::ended(pidfd.as_fd()) {
+                thread::yield_now();
+            }
             tell(&state, &FromKeeper::NoSuch { id }, &[]);
             return;
         }
@@ -353,10 +359,15 @@ fn park(shared: &Mutex<State>, id: &str, ctl: OwnedFd, log: PathBuf) {
         let message = [HandoffStage::Exec.code().to_le_bytes(), number.to_le_bytes()].concat();
         socket::send(&ctl, &message, &[], MsgFlags::empty()).unwrap();
     }
-    if ends {
-        let _ = pidfd::kill(&state.entries[id].pidfd, Signal::SIGKILL);
-    }
+    let pidfd = state.entries[id].pidfd.try_clone().unwrap();
     drop(state);
+    if ends {
+        let _ = pidfd::kill(&pidfd, Signal::SIGKILL);
+        // A process that dies lets go of its memory before it closes its descriptors.
+        while !pidfd::ended(pidfd.as_fd()) {
+            thread::yield_now();
+        }
+    }
     drop(ctl);
 }
 

@@ -130,18 +130,21 @@ impl Node {
         let mut buffer = [0; 16];
         let (bytes, mut fds) = socket::recv(&stream, &mut buffer, MsgFlags::empty()).unwrap();
         let pid = std::str::from_utf8(&buffer[..bytes]).unwrap().parse().unwrap();
-        Agent { socket: fds.remove(0), pid, stash: RefCell::default() }
+        Agent { socket: fds.remove(0), pid, stash: RefCell::default(), binds: None }
     }
 
     /// The next agent, and what it was told in answer to its hello.
     pub(crate) fn agent(&self) -> (Agent, Vec<(Record, Vec<OwnedFd>)>, String) {
-        let agent = self.silent_agent();
+        let mut agent = self.silent_agent();
         agent.send(&ToKeeper::Hello);
         let mut known = Vec::new();
         loop {
             match agent.next() {
                 (FromKeeper::Known(record), fds) => known.push((record, fds)),
-                (FromKeeper::Ready { incarnation }, _) => return (agent, known, incarnation),
+                (FromKeeper::Ready { incarnation }, fds) => {
+                    agent.binds = fds.into_iter().next();
+                    return (agent, known, incarnation);
+                }
                 (other, _) => panic!("{other:?} in answer to a hello"),
             }
         }
@@ -263,6 +266,7 @@ pub(crate) struct Agent {
     socket: OwnedFd,
     pub(crate) pid: i32,
     stash: RefCell<VecDeque<(FromKeeper, Vec<OwnedFd>)>>,
+    binds: Option<OwnedFd>,
 }
 
 impl Agent {
@@ -289,6 +293,13 @@ impl Agent {
     pub(crate) fn bind(&self, id: &str, claim: &str) {
         let binding = Binding { claim: claim.into(), grace_seconds: 30, ..Default::default() };
         self.send(&ToKeeper::Bind { id: id.into(), binding });
+    }
+
+    /// Puts a bind where the keeper does not wait for it.
+    pub(crate) fn bind_quietly(&self, id: &str, claim: &str) {
+        let binding = Binding { claim: claim.into(), grace_seconds: 30, ..Default::default() };
+        let message = wire::encode(&ToKeeper::Bind { id: id.into(), binding }).unwrap();
+        socket::send(self.binds.as_ref().unwrap(), &message, &[], MsgFlags::empty()).unwrap();
     }
 
     pub(crate) fn forget(&self, id: &str) {

@@ -1,7 +1,7 @@
 //! Records outlive the agent, at whatever moment it dies.
 
 use crate::node::{Node, eventually, hand_off, is_root};
-use fsb_host::wire::{FromKeeper, Stage, ToKeeper};
+use fsb_host::wire::{FromKeeper, Record, Stage, ToKeeper};
 use fsb_host::{cgroup, pidfd};
 use nix::sys::signal::Signal;
 use std::fs::File;
@@ -79,6 +79,38 @@ fn a_bind_and_hand_off_right_before_the_agents_death_is_known_to_the_next_one() 
         }
         agent.kill();
     }
+}
+
+#[test]
+fn a_quiet_start_is_recorded_when_the_agent_says_so_when_it_ends_or_when_the_agent_is_gone() {
+    if !is_root() {
+        return;
+    }
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let started = |record: Option<Record>| record.is_some_and(|record| matches!(record.stage, Stage::Started { .. }));
+
+    let said = node.paused(&agent);
+    agent.bind_quietly(&said.id, "said");
+    said.hand_off(&["sleep", "1000"]);
+    agent.send(&ToKeeper::Launched { ids: vec![said.id.clone(), "unknown".into()] });
+    agent.started(&said.id);
+    eventually("its record", || started(node.record_file(&said.id)));
+
+    let short = node.paused(&agent);
+    agent.bind_quietly(&short.id, "short");
+    short.hand_off(&["sh", "-c", "exit 5"]);
+    agent.started(&short.id);
+    assert_eq!(agent.ended(&short.id).code, Some(5));
+
+    let left = node.paused(&agent);
+    agent.bind_quietly(&left.id, "left");
+    left.hand_off(&["sleep", "1000"]);
+    agent.kill();
+    eventually("the keeper finds out by itself", || started(node.record_file(&left.id)));
+    let (_, known, _) = node.agent();
+    let (record, _) = known.iter().find(|(record, _)| record.made.id == left.id).unwrap();
+    assert_eq!(record.binding.as_ref().unwrap().claim, "left");
 }
 
 #[test]
