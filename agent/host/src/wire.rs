@@ -224,24 +224,14 @@ pub enum ToKeeper {
     /// or none.
     Make(Make),
     /// The instance belongs to a claim from here on. Answered by `Bound`, or `NoSuch` if it died meanwhile.
-    Bind {
-        id: String,
-        binding: Binding,
-    },
+    Bind { id: String, binding: Binding },
     /// Programs run, as far as the agent can tell: their records are to be brought up to date. Answered by `Started` or,
     /// after their end, `Ended`.
-    Launched {
-        ids: Vec<String>,
-    },
+    Launched { ids: Vec<String> },
     /// Changes the binding of a bound instance (policies, claim document). Not answered.
-    Rebind {
-        id: String,
-        binding: Binding,
-    },
+    Rebind { id: String, binding: Binding },
     /// The instance is cleaned up: forget it. A paused one that still lives is killed. Not answered.
-    Forget {
-        id: String,
-    },
+    Forget { id: String },
 }
 
 /// From the keeper to the agent.

@@ -143,7 +143,7 @@ impl Query<'_> {
     pub fn sample(&self, chance: [u32; 2]) -> Option<(u32, u32)> {
         let base = self.with[0];
         // A share of the members: as even as the remainder of a division, and much cheaper.
-        let from = |chance: u32| base.select((u64::from(chance) * u64::from(base.count) >> 32) as u32);
+        let from = |chance: u32| base.select(((u64::from(chance) * u64::from(base.count)) >> 32) as u32);
         let first = self.first_from(from(chance[0])?)?;
         let mut second = self.first_from(from(chance[1])?).unwrap_or(first);
         if second == first {

@@ -230,7 +230,8 @@ impl<E: Engine> Drain<E> {
             let used = framer.frame(input, &stamp, self.enough, &mut records);
             input = &input[used..];
             let may_write = late.is_empty() && (!E::PATIENT || self.disk.is_quick(begin));
-            if !records.is_empty() && !(may_write && pipe.sink.write_now(&records)) {
+            let done = records.is_empty() || may_write && pipe.sink.write_now(&records);
+            if !done {
                 late.push(records.clone());
             }
         }

@@ -280,12 +280,19 @@ impl Agent {
 
     /// [`Agent::make`] for the stock: nobody waits for it.
     pub(crate) fn refill(&self, id: &str) {
-        self.send(&ToKeeper::Make(Make { id: id.into(), recipe: recipe("plain"), how: None, urgent: false, lookups: Vec::new() }));
+        self.send(&ToKeeper::Make(Make {
+            id: id.into(),
+            recipe: recipe("plain"),
+            how: None,
+            urgent: false,
+            lookups: Vec::new(),
+        }));
     }
 
     /// The same, with descriptors.
     pub(crate) fn make_with(&self, id: &str, image: &str, fds: &[RawFd]) {
-        let message = ToKeeper::Make(Make { id: id.into(), recipe: recipe(image), how: None, urgent: true, lookups: Vec::new() });
+        let message =
+            ToKeeper::Make(Make { id: id.into(), recipe: recipe(image), how: None, urgent: true, lookups: Vec::new() });
         socket::send(&self.socket, &wire::encode(&message).unwrap(), fds, MsgFlags::empty()).unwrap();
     }
 
