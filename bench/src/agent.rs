@@ -1,11 +1,15 @@
 //! A client of an agent's own interface, blocking: one connection on one single-threaded runtime.
 
+use crate::cell::Source;
 use crate::clock;
 use crate::payload::parse_stamp;
 use anyhow::{Context, bail};
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent as wire, fastpath};
 use hyper_util::rt::TokioIo;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -136,6 +140,17 @@ impl Agent {
         settled(&mut || self.paused()).map(|_| ())
     }
 
+    /// Where the containers of all starts so far came from, by its own count (an instance that is over may be forgotten
+    /// by the time that it is asked for).
+    pub fn starts(&self) -> anyhow::Result<BTreeMap<Source, u64>> {
+        let mut stream = UnixStream::connect(&self.socket).context("connect to the agent")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).context("read the agent's metrics")?;
+        Ok(parse_starts(&text))
+    }
+
     /// How many containers are paused.
     pub fn paused(&mut self) -> anyhow::Result<i32> {
         Ok(self.status()?.stock.iter().map(|stock| stock.paused).sum())
@@ -155,6 +170,21 @@ impl Agent {
             Err(_) => Err(tonic::Status::deadline_exceeded(format!("no answer within {PATIENCE:?}"))),
         }
     }
+}
+
+fn parse_starts(metrics: &str) -> BTreeMap<Source, u64> {
+    let count = |source: Source| -> Option<(Source, u64)> {
+        let name = format!("fsb_agent_starts_total{{source=\"{}\",result=\"started\"}} ", source.name());
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name))?;
+        Some((source, value.trim().parse().ok()?))
+    };
+    [Source::Stock, Source::Cast, Source::Libcontainer].into_iter().filter_map(count).collect()
+}
+
+/// What `after` counts more than `before`.
+pub fn since(before: &BTreeMap<Source, u64>, after: BTreeMap<Source, u64>) -> BTreeMap<Source, u64> {
+    let more = |(source, n): (Source, u64)| (source, n - before.get(&source).copied().unwrap_or(0));
+    after.into_iter().map(more).filter(|(_, n)| *n > 0).collect()
 }
 
 /// The stamp in the first line of a log.
@@ -212,4 +242,22 @@ fn settled(paused: &mut impl FnMut() -> anyhow::Result<i32>) -> anyhow::Result<i
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_told_by_the_difference_of_the_agents_counts() {
+        let text = |stock: u64| {
+            format!(
+                "fsb_agent_starts_total{{source=\"stock\",result=\"started\"}} {stock}\n\
+                 fsb_agent_starts_total{{source=\"cast\",result=\"failed\"}} 9\n\
+                 fsb_agent_starts_total{{source=\"cast\",result=\"started\"}} 2\n"
+            )
+        };
+        let (before, after) = (parse_starts(&text(1)), parse_starts(&text(4)));
+        assert_eq!(since(&before, after), BTreeMap::from([(Source::Stock, 3)]));
+    }
 }

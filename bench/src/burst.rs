@@ -49,6 +49,11 @@ impl Burst {
         }
     }
 
+    /// Where `n` containers came from.
+    pub fn put_sources(&mut self, source: Source, n: u64) {
+        *self.sources.entry(source).or_default() += n;
+    }
+
     fn fail(&mut self, error: String) {
         self.failed += 1;
         self.error = Some(error);

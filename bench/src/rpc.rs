@@ -136,12 +136,6 @@ impl WholePath {
             }
         }
     }
-
-    fn source(&mut self, sandbox: &str) -> anyhow::Result<Option<Source>> {
-        let instances = self.agent.status()?.instances;
-        let own = instances.iter().find(|i| i.claim.as_ref().is_some_and(|claim| claim.name == sandbox));
-        Ok(own.and_then(|instance| Source::from_wire(instance.source)))
-    }
 }
 
 impl Cell for WholePath {
@@ -161,9 +155,12 @@ impl Cell for WholePath {
         }
         let runtime = self.runtime.clone();
         let client = self.client.clone();
+        let before = self.agent.starts()?;
         let (mut burst, sandboxes) = runtime.block_on(Self::create_all(&client, ask));
+        for (source, n) in agent::since(&before, self.agent.starts()?) {
+            burst.put_sources(source, n);
+        }
         for sandbox in sandboxes {
-            burst.put_source(self.source(&sandbox)?);
             let mut client = self.client.clone();
             let stamp =
                 runtime.block_on(async { tokio::time::timeout(PATIENCE, Self::stamp(&mut client, &sandbox)).await });
@@ -184,6 +181,7 @@ impl Cell for WholePath {
             ..Default::default()
         };
         let runtime = self.runtime.clone();
+        let before = self.agent.starts()?;
         let client = &mut self.client;
         due_ns.into_iter().for_each(clock::wait_until);
         let called_ns = clock::now_ns();
@@ -193,8 +191,7 @@ impl Cell for WholePath {
             .into_inner();
         let sandbox = created.sandbox_id;
         let stamp = runtime.block_on(async { tokio::time::timeout(PATIENCE, Self::stamp(client, &sandbox)).await });
-        let source = self.source(&sandbox)?;
-        let client = &mut self.client;
+        let source = agent::since(&before, self.agent.starts()?).into_keys().next();
         runtime
             .block_on(async { tokio::time::timeout(PATIENCE, Self::remove(client, &sandbox)).await })
             .with_context(|| format!("{sandbox} is not gone after {PATIENCE:?}"))??;

@@ -336,7 +336,17 @@ impl Calls for FastPathServiceClient<Channel> {
 
     async fn output(&mut self, name: &str) -> String {
         let request = LogsRequest { sandbox_id: name.into(), follow: true, ..Default::default() };
-        let mut chunks = self.logs(request).await.unwrap().into_inner();
+        let end = Instant::now() + PATIENCE;
+        let mut chunks = loop {
+            match self.logs(request.clone()).await {
+                Ok(chunks) => break chunks.into_inner(),
+                // Its agent was killed a moment ago and is not connected yet.
+                Err(status) if status.code() == Code::Unavailable && Instant::now() < end => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(status) => panic!("{status}"),
+            }
+        };
         let mut text = String::new();
         while let Some(chunk) = tokio::time::timeout(PATIENCE, chunks.message()).await.expect("logs end").unwrap() {
             for line in chunk.lines {
