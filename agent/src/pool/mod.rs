@@ -1,10 +1,10 @@
 //! The stock of paused containers. [`policy`] decides, this carries it out.
 
+mod likely;
 pub(crate) mod policy;
 pub(crate) mod warm;
 
 use crate::Agent;
-use crate::command;
 use crate::config::MakeMode;
 use crate::error::Result;
 use crate::images::ImagePin;
@@ -12,6 +12,7 @@ use crate::keeper::Paused;
 use crate::lock;
 use fsb_host::wire::{How, Recipe};
 use fsb_proto::agent::{self, Source};
+use likely::Likely;
 use policy::{Bounds, Demand, View};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -34,8 +35,7 @@ pub(crate) struct Shelf {
     /// A name of its image, for people.
     pub(crate) reference: String,
     stock: Mutex<Stock>,
-    /// The program that was started last, and where it may lie.
-    likely: Mutex<(String, Vec<PathBuf>)>,
+    likely: Mutex<Likely>,
     /// Keeps the image on the node.
     pub(crate) pin: ImagePin,
 }
@@ -60,15 +60,12 @@ impl Shelf {
 
     /// The next start will probably be of this program, searched for along the PATH of `env`.
     pub(crate) fn expect(&self, program: &str, env: &[String]) {
-        let mut likely = lock(&self.likely);
-        if likely.0 != program {
-            *likely = (program.to_owned(), command::candidates(program, env));
-        }
+        lock(&self.likely).expect(program, env);
     }
 
     /// What a container for this shelf looks up while it is made.
     pub(crate) fn lookups(&self) -> Vec<PathBuf> {
-        lock(&self.likely).1.clone()
+        lock(&self.likely).lookups()
     }
 }
 
