@@ -27,6 +27,10 @@ async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
             _ => {}
         }
     }
+    // A start is told after its answer: maybe after the snapshot that had it already.
+    if phases.first() == Some(&InstancePhase::Running) {
+        phases.remove(0);
+    }
     assert_eq!(phases, [InstancePhase::Stopping, InstancePhase::Ended]);
 }
 
