@@ -232,7 +232,6 @@ impl Agent {
         }
         let (request, claim) = (&order.request_id, &order.binding.claim_uid);
         if let Some(instance) = &instance {
-            self.launched.note(&instance.id());
             self.publish(instance);
             tracing::debug!(request, claim, instance = %instance.id(), "started");
         }

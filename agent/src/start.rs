@@ -276,6 +276,8 @@ async fn hand_over(
     if !pidfd::runs(paused.pidfd.as_fd(), paused.made.pid) {
         agent.keeper.launched(vec![id.to_string()]).await?;
         acknowledged(instance, bound).instrument(tracing::debug_span!("acknowledge")).await?;
+    } else {
+        agent.launched.note(&id);
     }
     timing.done(Stage::Acknowledge);
     Ok(())

@@ -42,15 +42,8 @@ impl Burst {
         }
     }
 
-    /// Where a container came from.
-    pub fn put_source(&mut self, source: Option<Source>) {
-        if let Some(source) = source {
-            *self.sources.entry(source).or_default() += 1;
-        }
-    }
-
     /// Where `n` containers came from.
-    pub fn put_sources(&mut self, source: Source, n: u64) {
+    pub fn put_source(&mut self, source: Source, n: u64) {
         *self.sources.entry(source).or_default() += n;
     }
 
@@ -81,7 +74,7 @@ mod tests {
         burst.put(Ok(2000));
         burst.put(Ok(500));
         burst.put(Err(anyhow::anyhow!("full")));
-        burst.put_source(Some(Source::Stock));
+        burst.put_source(Source::Stock, 1);
         assert_eq!((burst.last_ns(), burst.failed, burst.error.as_deref()), (Some(2000), 2, Some("full")));
         assert_eq!(burst.took_ns().collect::<Vec<_>>(), [2000, 1000]);
         assert_eq!(Burst::at(1).last_ns(), None);

@@ -171,7 +171,7 @@ impl Cells {
                     Ok(Err(error)) => Err(error.into()),
                     Err(_) => Err(anyhow::anyhow!("{id} did not end within {PATIENCE:?}")),
                 });
-                burst.put_source(Source::from_wire(one.source as i32));
+                Source::from_wire(one.source as i32).into_iter().for_each(|source| burst.put_source(source, 1));
                 tokio::time::timeout(PATIENCE, agent.stop_and_remove(&id))
                     .await
                     .with_context(|| format!("{id} is not gone after {PATIENCE:?}"))??;

@@ -158,7 +158,7 @@ impl Cell for WholePath {
         let before = self.agent.starts()?;
         let (mut burst, sandboxes) = runtime.block_on(Self::create_all(&client, ask));
         for (source, n) in agent::since(&before, self.agent.starts()?) {
-            burst.put_sources(source, n);
+            burst.put_source(source, n);
         }
         for sandbox in sandboxes {
             let mut client = self.client.clone();
