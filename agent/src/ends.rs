@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     fn end() -> End {
-        End { code: None, signal: None, oom_killed: false, start_errno: None, finished_at_ms: 0 }
+        End { code: None, signal: None, oom_killed: false, start_errno: None, started_at_ms: 0, finished_at_ms: 0 }
     }
 
     #[test]

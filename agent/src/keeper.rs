@@ -169,10 +169,10 @@ impl Keeper {
         Ok(receiver)
     }
 
-    /// Says which programs run, after those who asked for them know. What an agent that dies has not said, the keeper
-    /// finds out.
-    pub(crate) async fn launched(&self, ids: Vec<String>) -> Result<()> {
-        self.send(&ToKeeper::Launched { ids }).await
+    /// Says which programs run and since when (Unix milliseconds), after those who asked for them know. What an agent that
+    /// dies has not said, the keeper finds out.
+    pub(crate) async fn launched(&self, programs: Vec<(String, i64)>) -> Result<()> {
+        self.send(&ToKeeper::Launched { programs }).await
     }
 
     /// Replaces the binding of an instance.

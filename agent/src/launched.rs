@@ -8,19 +8,19 @@ use tokio::sync::Notify;
 
 /// Answers under way are written by then, and starts of the same moment are in.
 const LATER: Duration = Duration::from_millis(2);
-/// Ids in one message, far below its longest.
+/// Programs in one message, far below its longest.
 const MOST: usize = 1024;
 
 #[derive(Default)]
 pub(crate) struct Launched {
-    ids: Mutex<Vec<String>>,
+    programs: Mutex<Vec<(String, i64)>>,
     some: Notify,
 }
 
 impl Launched {
-    /// The program of this instance runs.
-    pub(crate) fn note(&self, id: &str) {
-        lock(&self.ids).push(id.to_owned());
+    /// The program of this instance runs, since `at_ms`.
+    pub(crate) fn note(&self, id: &str, at_ms: i64) {
+        lock(&self.programs).push((id.to_owned(), at_ms));
         self.some.notify_one();
     }
 }
@@ -33,9 +33,9 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             () = agent.shutdown.cancelled() => return,
         }
         tokio::time::sleep(LATER).await;
-        let ids = std::mem::take(&mut *lock(&agent.launched.ids));
-        for ids in ids.chunks(MOST) {
-            if let Err(error) = agent.keeper.launched(ids.to_vec()).await {
+        let programs = std::mem::take(&mut *lock(&agent.launched.programs));
+        for programs in programs.chunks(MOST) {
+            if let Err(error) = agent.keeper.launched(programs.to_vec()).await {
                 tracing::debug!(%error, "the keeper could not be told what runs");
             }
         }

@@ -80,6 +80,7 @@ fn bound(agent: &Arc<Agent>, known: Known, binding: Binding) {
         {
             let mut state = instance.state();
             state.end = Some(end);
+            state.started_at_ms = end.started_at_ms;
             state.phase = Phase::Ended;
         }
         agent.reap(instance);

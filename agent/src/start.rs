@@ -96,7 +96,7 @@ async fn start(
     let mut undo = Undo::new(agent.clone(), instance.clone());
     let launched = tokio::time::timeout_at(deadline, launch(agent, order, &instance, &mut undo, timing)).await;
     let failed = match launched {
-        Ok(Ok(())) => match commit(agent, &instance) {
+        Ok(Ok(at_ms)) => match commit(agent, &instance, at_ms) {
             Ok(started) => {
                 undo.disarm();
                 return Ok((started, Some(instance)));
@@ -142,13 +142,14 @@ async fn admit(
 }
 
 /// Image, container, record, limits, working directory, hand-off: everything between admission and a running program.
+/// Returns since when it runs, in Unix milliseconds.
 async fn launch(
     agent: &Arc<Agent>,
     order: &Order,
     instance: &Arc<Instance>,
     undo: &mut Undo,
     timing: &mut Timing,
-) -> Result<()> {
+) -> Result<i64> {
     let spec = &order.spec;
     timing.enter(Stage::Image);
     let span = tracing::debug_span!("image");
@@ -158,11 +159,13 @@ async fn launch(
     timing.shelf = Some(image.shelf.clone());
     timing.done(Stage::Image);
 
-    for attempt in 1.. {
+    let mut attempt = 1;
+    loop {
         match hand_over(agent, order, instance, &image, &argv, undo, timing).await {
             Err(Failure::Died) if attempt < ATTEMPTS => {
                 tracing::warn!(instance = %instance.id(), "the paused container was dead, taking another");
                 undo.discard_container().await;
+                attempt += 1;
             }
             Err(Failure::Died) => {
                 return Err(Error::Unavailable(
@@ -170,10 +173,9 @@ async fn launch(
                 ));
             }
             Err(Failure::Error(error)) => return Err(error),
-            Ok(()) => break,
+            Ok(at_ms) => return Ok(at_ms),
         }
     }
-    Ok(())
 }
 
 /// Why a container could not be handed over.
@@ -197,7 +199,7 @@ async fn hand_over(
     argv: &[&str],
     undo: &mut Undo,
     timing: &mut Timing,
-) -> Result<(), Failure> {
+) -> Result<i64, Failure> {
     timing.enter(Stage::Take);
     let (paused, source) = agent.pool.take(agent, &image.shelf).instrument(tracing::debug_span!("take")).await?;
     let paused = undo.holds(paused);
@@ -271,16 +273,17 @@ async fn hand_over(
     timing.done(Stage::Exec);
 
     timing.enter(Stage::Acknowledge);
+    let at_ms = now_ms();
     // End-of-file from a process that runs a program is an execve. One that has ended may have been killed before it came
     // to that; only the keeper, which reads the `started` pipe, can tell.
     if !pidfd::runs(paused.pidfd.as_fd(), paused.made.pid) {
-        agent.keeper.launched(vec![id.to_string()]).await?;
+        agent.keeper.launched(vec![(id.to_string(), at_ms)]).await?;
         acknowledged(instance, bound).instrument(tracing::debug_span!("acknowledge")).await?;
     } else {
-        agent.launched.note(&id);
+        agent.launched.note(&id, at_ms);
     }
     timing.done(Stage::Acknowledge);
-    Ok(())
+    Ok(at_ms)
 }
 
 fn owned(env: &[&str]) -> Vec<String> {
@@ -320,7 +323,7 @@ async fn acknowledged(instance: &Arc<Instance>, bound: oneshot::Receiver<bool>) 
 }
 
 /// From here on it runs, whoever asks.
-fn commit(agent: &Arc<Agent>, instance: &Arc<Instance>) -> Result<Started> {
+fn commit(agent: &Arc<Agent>, instance: &Arc<Instance>, at_ms: i64) -> Result<Started> {
     let (started, over) = {
         let mut state = instance.state();
         if state.removal.is_some() {
@@ -328,15 +331,10 @@ fn commit(agent: &Arc<Agent>, instance: &Arc<Instance>) -> Result<Started> {
         }
         state.phase = Phase::Running;
         state.seen_started = true;
-        if state.started_at_ms == 0 {
-            state.started_at_ms = now_ms();
-        }
-        let started = Started {
-            instance_id: state.id.to_string(),
-            started_at_ms: state.started_at_ms,
-            source: state.source,
-            existed: false,
-        };
+        // The keeper, which may have seen it later, is told the same.
+        state.started_at_ms = at_ms;
+        let started =
+            Started { instance_id: state.id.to_string(), started_at_ms: at_ms, source: state.source, existed: false };
         (started, state.end.is_some())
     };
     instance.changed();

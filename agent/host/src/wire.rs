@@ -189,6 +189,8 @@ pub struct End {
     pub oom_killed: bool,
     /// errno of a hand-off that failed: the program never ran.
     pub start_errno: Option<i32>,
+    /// When its program began to run, in Unix milliseconds; 0 = never.
+    pub started_at_ms: i64,
     /// Unix milliseconds.
     pub finished_at_ms: i64,
 }
@@ -226,8 +228,9 @@ pub enum ToKeeper {
     /// The instance belongs to a claim from here on. Answered by `Bound`, or `NoSuch` if it died meanwhile.
     Bind { id: String, binding: Binding },
     /// Programs run, as far as the agent can tell: their records are to be brought up to date. Answered by `Started` or,
-    /// after their end, `Ended`.
-    Launched { ids: Vec<String> },
+    /// after their end, `Ended`. With the Unix milliseconds that those who asked for them were told: they count, also
+    /// where the keeper saw it before.
+    Launched { programs: Vec<(String, i64)> },
     /// Changes the binding of a bound instance (policies, claim document). Not answered.
     Rebind { id: String, binding: Binding },
     /// The instance is cleaned up: forget it. A paused one that still lives is killed. Not answered.

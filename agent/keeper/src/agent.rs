@@ -126,7 +126,7 @@ fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<
     let bound = if let ToKeeper::Bind { id, .. } = &message { Some(id.clone()) } else { None };
     act(keeper, daemon, message, fds);
     if let Some(id) = bound {
-        instance::follow(keeper, &id);
+        instance::follow(keeper, &id, None);
     }
 }
 
@@ -141,7 +141,9 @@ fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<Own
             let answer = bind(keeper, &id, binding);
             tell(keeper, answer, Vec::new());
         }
-        ToKeeper::Launched { ids } => ids.iter().for_each(|id| instance::follow(keeper, id)),
+        ToKeeper::Launched { programs } => {
+            programs.iter().for_each(|(id, at_ms)| instance::launched(keeper, id, *at_ms));
+        }
         ToKeeper::Rebind { id, binding } => {
             let mut table = keeper.table.borrow_mut();
             if table.rebind(&id, binding)

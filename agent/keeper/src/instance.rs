@@ -67,14 +67,20 @@ pub(crate) fn adopt(keeper: &Rc<Keeper>, made: Made, fds: Vec<OwnedFd>, pin: Opt
     agent::tell(keeper, FromKeeper::Made(made), attached);
 }
 
+/// The agent says that its program runs, since when: that is what its caller was told.
+pub(crate) fn launched(keeper: &Rc<Keeper>, id: &str, at_ms: i64) {
+    keeper.table.borrow_mut().launched(id, at_ms);
+    follow(keeper, id, Some(at_ms));
+}
+
 /// The agent says that its program runs, or is gone: brings the record up to date now, or as soon as the `started` pipe
 /// tells. The agent's socket was drained.
-pub(crate) fn follow(keeper: &Rc<Keeper>, id: &str) {
+pub(crate) fn follow(keeper: &Rc<Keeper>, id: &str, at_ms: Option<i64>) {
     let pipe = match keeper.table.borrow().get(id) {
         Some(entry) if entry.record.stage == Stage::Bound => entry.handles.started.clone(),
         _ => return,
     };
-    if read_started(keeper, id, &pipe) != Progress::Waits || !pipe.follow() {
+    if read_started(keeper, id, &pipe, at_ms) != Progress::Waits || !pipe.follow() {
         return;
     }
     let (keeper, id) = (keeper.clone(), id.to_owned());
@@ -82,7 +88,7 @@ pub(crate) fn follow(keeper: &Rc<Keeper>, id: &str) {
         let look = || {
             // A bind that was sent before the hand-off lies in the agent's socket at the latest.
             agent::drain(&keeper);
-            read_started(&keeper, &id, &pipe) != Progress::Waits
+            read_started(&keeper, &id, &pipe, at_ms) != Progress::Waits
         };
         if let Err(error) = pipe.each(look).await {
             error!(instance = id, %error, "its `started` pipe cannot be watched");
@@ -95,11 +101,12 @@ pub(crate) fn follow_all(keeper: &Rc<Keeper>) {
     let bound = |entry: &&Entry<Handles>| entry.record.stage == Stage::Bound;
     let ids: Vec<String> =
         keeper.table.borrow().entries().filter(bound).map(|entry| entry.record.made.id.clone()).collect();
-    ids.iter().for_each(|id| follow(keeper, id));
+    ids.iter().for_each(|id| follow(keeper, id, None));
 }
 
-/// Brings the record up to date with its `started` pipe. The agent's socket was drained.
-fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe) -> Progress {
+/// Brings the record up to date with its `started` pipe; `at_ms` = now, where nobody knows better. The agent's socket was
+/// drained.
+fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe, at_ms: Option<i64>) -> Progress {
     let progress = pipe.read();
     let mut table = keeper.table.borrow_mut();
     match progress {
@@ -110,7 +117,7 @@ fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe) -> Progress {
             }
         }
         Progress::Started => {
-            let at_ms = now_ms();
+            let at_ms = at_ms.unwrap_or_else(now_ms);
             if table.started(id, at_ms)
                 && let Some(entry) = table.get_mut(id)
             {
@@ -138,7 +145,7 @@ pub(crate) fn died(keeper: &Rc<Keeper>, pid: i32, exit: Exit) {
     }) else {
         return;
     };
-    read_started(keeper, &id, &pipe);
+    read_started(keeper, &id, &pipe, None);
     let table = keeper.table.borrow();
     let Some(entry) = table.get(&id) else { return };
     let end = End {
@@ -149,6 +156,8 @@ pub(crate) fn died(keeper: &Rc<Keeper>, pid: i32, exit: Exit) {
             && cgroup::oom_kills(&entry.record.made.cgroups) > 0,
         // The number went to the agent, over the control socket; 0 says that there was one.
         start_errno: entry.exec_failed.then_some(0),
+        // Known when its log is complete.
+        started_at_ms: 0,
         finished_at_ms: now_ms(),
     };
     let log = entry.handles.log.clone();
@@ -163,9 +172,7 @@ pub(crate) fn died(keeper: &Rc<Keeper>, pid: i32, exit: Exit) {
 
 fn ended(keeper: &Rc<Keeper>, id: String, end: End) {
     let mut table = keeper.table.borrow_mut();
-    if !table.ended(&id, end, Instant::now()) {
-        return;
-    }
+    let Some(end) = table.ended(&id, end, Instant::now()) else { return };
     if let Some(entry) = table.get_mut(&id) {
         entry.handles.ctl = None;
         entry.handles.pin = None;

@@ -108,6 +108,15 @@ impl<H> Table<H> {
         }
     }
 
+    /// The agent's word on when an instance has exec'd: it is what its caller was told, so it replaces what was seen here.
+    pub(crate) fn launched(&mut self, id: &str, at_ms: i64) {
+        match self.entries.get_mut(id).map(|entry| &mut entry.record.stage) {
+            Some(Stage::Started { at_ms: seen }) => *seen = at_ms,
+            Some(Stage::Ended(end)) if end.started_at_ms != 0 => end.started_at_ms = at_ms,
+            _ => {}
+        }
+    }
+
     /// The process `pid` is reaped. Returns the instance whose first process it was. Its stage stays until
     /// [`Table::ended`].
     pub(crate) fn died(&mut self, pid: i32) -> Option<&mut Entry<H>> {
@@ -117,14 +126,17 @@ impl<H> Table<H> {
         Some(entry)
     }
 
-    /// A dead instance's log is complete. Returns whether it is still known.
-    pub(crate) fn ended(&mut self, id: &str, end: End, now: Instant) -> bool {
-        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.ended.is_none()) else { return false };
+    /// A dead instance's log is complete. Returns its end, with the time of its start, if it is still known.
+    pub(crate) fn ended(&mut self, id: &str, mut end: End, now: Instant) -> Option<End> {
+        let entry = self.entries.get_mut(id).filter(|entry| entry.ended.is_none())?;
+        if let Stage::Started { at_ms } = entry.record.stage {
+            end.started_at_ms = at_ms;
+        }
         entry.record.stage = Stage::Ended(end);
         entry.ended = Some(self.next);
         self.ended.insert(self.next, (now, id.to_owned()));
         self.next += 1;
-        true
+        Some(end)
     }
 
     /// Takes an instance out.
@@ -173,7 +185,7 @@ mod tests {
     }
 
     fn end() -> End {
-        End { code: Some(0), signal: None, oom_killed: false, start_errno: None, finished_at_ms: 1 }
+        End { code: Some(0), signal: None, oom_killed: false, start_errno: None, started_at_ms: 0, finished_at_ms: 9 }
     }
 
     fn with(ids: &[&str]) -> Table<()> {
@@ -194,10 +206,29 @@ mod tests {
         assert_eq!(table.get("a").unwrap().record.stage, Stage::Started { at_ms: 7 });
         assert_eq!(table.died(10).unwrap().record.made.id, "a");
         assert_eq!(table.get("a").unwrap().record.stage, Stage::Started { at_ms: 7 }, "its log is not finished yet");
-        assert!(table.ended("a", end(), Instant::now()));
-        assert_eq!(table.get("a").unwrap().record.stage, Stage::Ended(end()));
+        let ended = End { started_at_ms: 7, ..end() };
+        assert_eq!(table.ended("a", end(), Instant::now()), Some(ended));
+        assert_eq!(table.get("a").unwrap().record.stage, Stage::Ended(ended));
         assert!(table.forget("a").is_some());
         assert!(table.get("a").is_none() && table.ended.is_empty() && table.pids.is_empty());
+    }
+
+    #[test]
+    fn the_agents_word_on_when_it_started_replaces_the_keepers() {
+        let mut table = with(&["a", "never"]);
+        table.launched("a", 5);
+        assert_eq!(table.get("a").unwrap().record.stage, Stage::Paused);
+        table.bind("a", Binding::default());
+        table.started("a", 7);
+        table.launched("a", 6);
+        assert_eq!(table.get("a").unwrap().record.stage, Stage::Started { at_ms: 6 });
+        table.died(10);
+        table.ended("a", end(), Instant::now());
+        table.launched("a", 5);
+        assert_eq!(table.get("a").unwrap().record.stage, Stage::Ended(End { started_at_ms: 5, ..end() }));
+        table.ended("never", end(), Instant::now());
+        table.launched("never", 5);
+        assert_eq!(table.get("never").unwrap().record.stage, Stage::Ended(end()), "it never ran");
     }
 
     #[test]
@@ -233,7 +264,7 @@ mod tests {
         let mut table = with(&["a"]);
         table.died(10);
         table.forget("a");
-        assert!(!table.ended("a", end(), Instant::now()));
+        assert_eq!(table.ended("a", end(), Instant::now()), None);
     }
 
     #[test]

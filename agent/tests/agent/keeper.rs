@@ -54,6 +54,22 @@ struct Entry {
     handed: Option<Handed>,
     /// How it is to end, if not as it really did.
     verdict: Option<End>,
+    /// Its program runs, which the keeper finds out when it has reason to look.
+    runs: bool,
+    /// The agent has said so.
+    told: bool,
+}
+
+impl Entry {
+    /// The keeper looks: what it says, if that is news.
+    fn saw_start(&mut self, at_ms: i64) -> Option<FromKeeper> {
+        if !self.runs || self.record.stage != Stage::Bound {
+            return None;
+        }
+        self.record.stage = Stage::Started { at_ms };
+        self.ctl = None;
+        Some(FromKeeper::Started { id: self.record.made.id.clone(), at_ms })
+    }
 }
 
 #[derive(Default)]
@@ -64,6 +80,20 @@ struct State {
     makes: usize,
     binds: Vec<String>,
     forgotten: Vec<String>,
+}
+
+impl State {
+    fn launched(&mut self, id: String, said: i64) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.told = true;
+        let started = entry.saw_start(said);
+        match &mut entry.record.stage {
+            Stage::Started { at_ms } => *at_ms = said,
+            Stage::Ended(end) => end.started_at_ms = said,
+            _ => {}
+        }
+        started.iter().for_each(|message| tell(self, message, &[]));
+    }
 }
 
 /// The stand-in. Dropped, it kills its containers.
@@ -113,6 +143,11 @@ impl Keeper {
         self.lock().entries.get(id).and_then(|entry| entry.record.binding.clone())
     }
 
+    /// Whether the agent has said that this one runs.
+    pub fn told(&self, id: &str) -> bool {
+        self.lock().entries[id].told
+    }
+
     pub fn recipe(&self, id: &str) -> Recipe {
         self.lock().entries[id].record.made.recipe.clone()
     }
@@ -159,8 +194,10 @@ impl Keeper {
                     self.make(make);
                 }
                 ToKeeper::Bind { id, binding } => self.bind(id, binding),
-                // It has told of the start itself.
-                ToKeeper::Launched { .. } => {}
+                ToKeeper::Launched { programs } => {
+                    let mut state = self.lock();
+                    programs.into_iter().for_each(|(id, at_ms)| state.launched(id, at_ms));
+                }
                 ToKeeper::Rebind { id, binding } => {
                     if let Some(entry) = self.lock().entries.get_mut(&id) {
                         entry.record.binding = Some(binding);
@@ -178,7 +215,9 @@ impl Keeper {
     }
 
     fn hello(&self, agent: &OwnedFd) {
-        let state = self.lock();
+        let mut state = self.lock();
+        // What an agent that is gone has not said, the keeper sees by itself.
+        state.entries.values_mut().for_each(|entry| drop(entry.saw_start(now_ms())));
         for entry in state.entries.values() {
             let mut fds = vec![entry.pidfd.as_raw_fd()];
             fds.extend(entry.ctl.as_ref().map(|ctl| ctl.as_raw_fd()));
@@ -224,7 +263,7 @@ impl Keeper {
             Made { id: make.id.clone(), pid: child.id() as i32, how, recipe: make.recipe, cgroups: vec![cgroup] };
         tell(&state, &FromKeeper::Made(made.clone()), &[ctl.as_raw_fd(), pidfd.as_raw_fd()]);
         let record = Record { made, binding: None, stage: Stage::Paused };
-        let entry = Entry { record, pidfd, ctl: Some(ctl), handed: None, verdict: None };
+        let entry = Entry { record, pidfd, ctl: Some(ctl), handed: None, verdict: None, runs: false, told: false };
         state.entries.insert(make.id.clone(), entry);
         drop(state);
         let shared = self.state.clone();
@@ -239,16 +278,22 @@ impl Keeper {
             }
             let mut state = shared.lock().unwrap_or_else(|e| e.into_inner());
             let Some(entry) = state.entries.get_mut(&id) else { return };
+            let started = entry.saw_start(now_ms());
             let real = End {
                 code: status.code(),
                 signal: status.signal(),
                 oom_killed: false,
                 start_errno: None,
+                started_at_ms: 0,
                 finished_at_ms: now_ms(),
             };
-            let end = entry.verdict.unwrap_or(real);
+            let mut end = entry.verdict.unwrap_or(real);
+            if let Stage::Started { at_ms } = entry.record.stage {
+                end.started_at_ms = at_ms;
+            }
             entry.record.stage = Stage::Ended(end);
             entry.ctl = None;
+            started.iter().for_each(|message| tell(&state, message, &[]));
             tell(&state, &FromKeeper::Ended { id, end }, &[]);
         });
     }
@@ -336,6 +381,7 @@ fn park(shared: &Mutex<State>, id: &str, ctl: OwnedFd, log: PathBuf) {
         signal,
         oom_killed,
         start_errno,
+        started_at_ms: 0,
         finished_at_ms: now_ms(),
     };
     let Some(entry) = state.entries.get_mut(id) else { return };
@@ -351,10 +397,7 @@ fn park(shared: &Mutex<State>, id: &str, ctl: OwnedFd, log: PathBuf) {
     let runs = argv[0] != "die" && argv[0] != "fail";
     if runs {
         std::fs::write(log, "2026-01-01T00:00:01Z stdout F hello\n2026-01-01T00:00:02Z stderr F oops\n").unwrap();
-        let at_ms = now_ms();
-        entry.record.stage = Stage::Started { at_ms };
-        entry.ctl = None;
-        tell(&state, &FromKeeper::Started { id: id.to_owned(), at_ms }, &[]);
+        entry.runs = true;
     } else if argv[0] == "fail" {
         let message = [HandoffStage::Exec.code().to_le_bytes(), number.to_le_bytes()].concat();
         socket::send(&ctl, &message, &[], MsgFlags::empty()).unwrap();

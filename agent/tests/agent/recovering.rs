@@ -14,11 +14,13 @@ async fn a_restarted_agent_finds_its_sandboxes_with_slots_ports_names_and_exit_c
     let running_id = node.agent.start(running.clone()).await.unwrap().instance_id;
     let ended_id = node.agent.start(request("exit 9")).await.unwrap().instance_id;
     node.agent.wait_ended(&ended_id).await.unwrap();
-    let before = node.instance(&running_id).unwrap();
+    let known = |node: &Node| [&running_id, &ended_id].map(|id| node.instance(id).unwrap());
+    let before = known(&node);
+    assert_eq!((before[1].phase(), before[1].exit_code), (InstancePhase::Ended, Some(9)));
+    // What the agent has not said of the starts when it dies, it cannot say any more.
+    eventually("the keeper was told of both", || node.keeper.told(&running_id) && node.keeper.told(&ended_id)).await;
     node.restart().await;
-    assert_eq!(node.instance(&running_id).unwrap(), before);
-    let ended = node.instance(&ended_id).unwrap();
-    assert_eq!((ended.phase(), ended.exit_code), (InstancePhase::Ended, Some(9)));
+    assert_eq!(known(&node), before, "the times that callers were told, too");
     assert_eq!(node.used(), 1);
     let again = node.agent.start(running).await.unwrap();
     assert!(again.existed && again.instance_id == running_id);

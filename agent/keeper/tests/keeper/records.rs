@@ -93,15 +93,18 @@ fn a_quiet_start_is_recorded_when_the_agent_says_so_when_it_ends_or_when_the_age
     let said = node.paused(&agent);
     agent.bind_quietly(&said.id, "said");
     said.hand_off(&["sleep", "1000"]);
-    agent.send(&ToKeeper::Launched { ids: vec![said.id.clone(), "unknown".into()] });
+    agent.send(&ToKeeper::Launched { programs: vec![(said.id.clone(), 7), ("unknown".into(), 7)] });
     agent.started(&said.id);
-    eventually("its record", || started(node.record_file(&said.id)));
+    let told = Stage::Started { at_ms: 7 };
+    eventually("its record", || node.record_file(&said.id).is_some_and(|record| record.stage == told));
 
     let short = node.paused(&agent);
     agent.bind_quietly(&short.id, "short");
     short.hand_off(&["sh", "-c", "exit 5"]);
     agent.started(&short.id);
-    assert_eq!(agent.ended(&short.id).code, Some(5));
+    let end = agent.ended(&short.id);
+    assert_eq!(end.code, Some(5));
+    assert!(end.started_at_ms > 0 && end.started_at_ms <= end.finished_at_ms);
 
     let left = node.paused(&agent);
     agent.bind_quietly(&left.id, "left");
