@@ -9,6 +9,7 @@ use crate::keeper::{Keeper, Paused};
 use crate::launched::{self, Launched};
 use crate::metrics::{Metrics, Timing};
 use crate::order::Order;
+use crate::outcome::UnderWay;
 use crate::pool::{self, Pool};
 use crate::reaper::Reaper;
 use crate::stage::Stage;
@@ -36,6 +37,7 @@ pub struct Agent {
     pub(crate) ended: Mutex<VecDeque<Arc<str>>>,
     pub(crate) pool: Pool,
     pub(crate) launched: Launched,
+    pub(crate) under_way: UnderWay,
     pub(crate) images: Images,
     pub(crate) hub: Hub,
     pub(crate) metrics: Metrics,
@@ -67,6 +69,7 @@ impl Agent {
             instances: Mutex::default(),
             ended: Mutex::default(),
             launched: Launched::default(),
+            under_way: UnderWay::default(),
             images,
             hub: Hub::new(),
             metrics: Metrics::new(),

@@ -77,7 +77,8 @@ impl Images {
         })
     }
 
-    fn cached(&self, reference: &str, user: &str) -> Option<Arc<Resolved>> {
+    /// What the name came to last.
+    pub(crate) fn cached(&self, reference: &str, user: &str) -> Option<Arc<Resolved>> {
         lock(&self.cache).get(reference)?.get(user).cloned()
     }
 

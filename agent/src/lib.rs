@@ -21,6 +21,7 @@ mod logs;
 mod lost;
 mod metrics;
 mod order;
+mod outcome;
 mod plugins;
 mod pool;
 mod quantity;

@@ -10,7 +10,6 @@ use crate::command;
 use crate::error::{Error, Result, StartError};
 use crate::images::Resolved;
 use crate::instance::{Instance, Phase, source_word};
-use crate::keeper::Paused;
 use crate::metrics::Timing;
 use crate::order::Order;
 use crate::stage::Stage;
@@ -88,6 +87,10 @@ async fn start(
     timing: &mut Timing,
 ) -> Result<(Started, Option<Arc<Instance>>), StartError> {
     let deadline = Instant::now() + within;
+    let _one = agent.under_way.begin();
+    if let Some(image) = agent.images.cached(&order.spec.image, &order.spec.user) {
+        agent.under_way.rouse(&image.shelf);
+    }
     let instance = match admit(agent, order, within, deadline).await? {
         Ok(instance) => instance,
         Err(existing) => return existed(&existing, within, deadline).await.map(|started| (started, None)),
@@ -257,7 +260,7 @@ async fn hand_over(
     timing.done(Stage::HandOff);
 
     timing.enter(Stage::Exec);
-    let outcome = outcome(paused).instrument(tracing::debug_span!("exec")).await;
+    let outcome = agent.under_way.outcome(paused).instrument(tracing::debug_span!("exec")).await;
     match outcome.map_err(|error| Error::io(format!("the control end of {id}"), &error))? {
         Outcome::Started => {}
         Outcome::Failed { stage: handoff::Stage::Chdir, errno } => {
@@ -288,17 +291,6 @@ async fn hand_over(
 
 fn owned(env: &[&str]) -> Vec<String> {
     env.iter().map(|entry| (*entry).to_owned()).collect()
-}
-
-/// Waits for what the parked process answers: end-of-file is execve.
-async fn outcome(paused: &Paused) -> io::Result<Outcome> {
-    loop {
-        let mut ready = paused.ctl.readable().await?;
-        match handoff::outcome(paused.ctl.get_ref().as_fd())? {
-            Some(outcome) => return Ok(outcome),
-            None => ready.clear_ready(),
-        }
-    }
 }
 
 /// Waits for the keeper's word that the record is kept and that the program ran.

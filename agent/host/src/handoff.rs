@@ -2,7 +2,7 @@
 
 use crate::{memfd, socket};
 pub use fsb_park::handoff::Stage;
-use fsb_park::handoff::{Header, INLINE, MOST};
+use fsb_park::handoff::{self, Header, INLINE, MOST};
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use std::io;
@@ -44,6 +44,21 @@ pub fn send<S: AsRef<[u8]>>(ctl: BorrowedFd<'_>, argv: &[S], env: &[S], cwd: &[u
         socket::send(ctl, &header, &[file.as_raw_fd()], MsgFlags::empty())?;
     }
     Ok(())
+}
+
+/// Tells the process parked behind `ctl` that its hand-off is about to come. Whether it hears that matters to nobody.
+pub fn rouse(ctl: BorrowedFd<'_>) {
+    // SAFETY: no memory involved.
+    let cpu = unsafe { libc::sched_getcpu() };
+    let _ = socket::send(ctl, &handoff::rouse(cpu as u32), &[], MsgFlags::MSG_DONTWAIT);
+}
+
+/// Whether the parked process has read all that was sent to it: then it runs (SIOCOUTQ, unix(7)).
+pub fn is_read(ctl: BorrowedFd<'_>) -> bool {
+    let mut unread: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    let done = unsafe { libc::ioctl(ctl.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+    done == 0 && unread == 0
 }
 
 /// What became of it, without waiting: `None` = not known yet. `ctl` is readable when it is.
@@ -95,6 +110,17 @@ mod tests {
             assert_eq!(envs, ["A=1", "B="]);
             assert_eq!(cwd, "/tmp");
         }
+    }
+
+    #[test]
+    fn a_message_is_unread_until_it_is_received() {
+        let (a, b) = socket::pair().unwrap();
+        assert!(is_read(a.as_fd()));
+        rouse(a.as_fd());
+        assert!(!is_read(a.as_fd()));
+        let mut buffer = [0; 16];
+        let (n, _) = socket::recv(&b, &mut buffer, MsgFlags::empty()).unwrap();
+        assert!(handoff::roused_from(&buffer[..n]).is_some() && is_read(a.as_fd()));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod pidfd;
 pub mod privileges;
 pub mod process;
 pub mod profile;
+pub mod sched;
 pub mod seccomp;
 pub mod socket;
 pub mod spread;

@@ -3,6 +3,10 @@
 //! ```text
 //! magic u32 | argc u32 | envc u32 | bytes u32 | cwd NUL | argc × (argument NUL) | envc × (KEY=VALUE NUL)
 //! ```
+//! Before it a parked process may be roused: it then looks for its hand-off for a moment without sleeping, so that the
+//! time in which its processor wakes up passes while the agent still prepares the start. The message is a byte and the
+//! number of the agent's processor (u32): on the same one it would only keep the agent from going on.
+//!
 //! Numbers are little-endian; `bytes` counts what follows the header. A message over [`INLINE`] bytes is in a memfd
 //! instead: then the socket carries the header alone, with the memfd attached, whose content is what follows.
 
@@ -13,6 +17,10 @@ use core::ffi::CStr;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"FSH1");
 /// Length of the header, in bytes.
 pub const HEADER: usize = 16;
+/// Length of the message that rouses, in bytes.
+pub const ROUSE: usize = 5;
+/// How often a roused process looks before it sleeps again: some 100 µs.
+pub const LOOKS: u32 = 200;
 /// The longest message that is sent in line, in bytes.
 pub const INLINE: usize = 16 << 10;
 /// The most that a hand-off in a memfd may hold, in bytes: above the kernel's own limit for execve.
@@ -47,6 +55,20 @@ impl Stage {
             3 => Some(Stage::Protocol),
             _ => None,
         }
+    }
+}
+
+/// The message that rouses, from an agent on the processor `cpu`.
+pub fn rouse(cpu: u32) -> [u8; ROUSE] {
+    let [a, b, c, d] = cpu.to_le_bytes();
+    [b'!', a, b, c, d]
+}
+
+/// The agent's processor, if `message` is one that rouses.
+pub fn roused_from(message: &[u8]) -> Option<u32> {
+    match *message {
+        [b'!', a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
+        _ => None,
     }
 }
 

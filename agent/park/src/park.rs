@@ -3,7 +3,7 @@
 use crate::sys;
 use core::ffi::{CStr, c_char};
 use core::ptr::null;
-use fsb_park::handoff::{HEADER, Header, INLINE, Stage, Strings};
+use fsb_park::handoff::{HEADER, Header, INLINE, LOOKS, Stage, Strings, roused_from};
 use fsb_park::{CTL_FD, STARTED_EXEC, STARTED_FAILED, STARTED_FD};
 
 /// Pointers that fit without asking the kernel for memory.
@@ -13,11 +13,7 @@ const POINTERS: usize = 512;
 pub(crate) fn park() -> ! {
     let mut buffer = [0u8; HEADER + INLINE];
     let mut fds = [-1; 1];
-    let (n, count) = match sys::recv(CTL_FD, &mut buffer, &mut fds) {
-        Some((0, 0)) => sys::exit(0),
-        Some(received) => received,
-        None => refuse(Stage::Protocol),
-    };
+    let (n, count) = receive(&mut buffer, &mut fds);
     let Some(header) = Header::read(&buffer[..n]) else { refuse(Stage::Protocol) };
     let body = match count {
         0 => &buffer[HEADER..n],
@@ -54,6 +50,26 @@ pub(crate) fn park() -> ! {
     let Some(program) = strings.args().next() else { refuse(Stage::Protocol) };
     execute(program, strings.envs(), args.as_ptr(), envs.as_ptr());
     refuse(Stage::Exec)
+}
+
+/// The hand-off's message: its bytes and descriptors.
+fn receive(buffer: &mut [u8], fds: &mut [i32]) -> (usize, usize) {
+    let mut looks = 0;
+    loop {
+        let received = match looks {
+            0 => sys::recv(CTL_FD, buffer, fds),
+            _ => sys::try_recv(CTL_FD, buffer, fds),
+        };
+        match received {
+            Some((0, 0)) => sys::exit(0),
+            Some((n, count)) => match roused_from(&buffer[..n]) {
+                Some(agent) => looks = if agent == sys::cpu() { 0 } else { LOOKS },
+                None => return (n, count),
+            },
+            None if looks > 0 && sys::errno() == libc::EAGAIN => looks -= 1,
+            None => refuse(Stage::Protocol),
+        }
+    }
 }
 
 /// execve, with a search along the PATH of the new environment for a name without a slash, as execvp(3) does. Returns

@@ -62,6 +62,12 @@ pub(crate) fn read_all(fd: i32, buffer: &mut [u8]) -> Option<usize> {
     }
 }
 
+/// The processor that this runs on; what never is one if the kernel does not say.
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: no memory involved.
+    unsafe { libc::sched_getcpu() as u32 }
+}
+
 pub(crate) fn send(socket: i32, bytes: &[u8]) {
     // SAFETY: the pointer and length are those of `bytes`.
     unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
@@ -80,6 +86,15 @@ pub(crate) fn fail(socket: i32, step: u32) -> ! {
 /// Receives one message and up to `fds.len()` descriptors. Returns bytes (0 at end-of-file) and descriptors; `None`
 /// on an error.
 pub(crate) fn recv(socket: i32, buffer: &mut [u8], fds: &mut [i32]) -> Option<(usize, usize)> {
+    recv_with(socket, buffer, fds, 0)
+}
+
+/// [`recv`] without waiting: `None` with errno EAGAIN if there is no message.
+pub(crate) fn try_recv(socket: i32, buffer: &mut [u8], fds: &mut [i32]) -> Option<(usize, usize)> {
+    recv_with(socket, buffer, fds, libc::MSG_DONTWAIT)
+}
+
+fn recv_with(socket: i32, buffer: &mut [u8], fds: &mut [i32], flags: i32) -> Option<(usize, usize)> {
     // Room for 32 descriptors with its header, aligned as cmsg(3) wants it.
     let mut control = [0u64; 24];
     let mut io = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -91,7 +106,7 @@ pub(crate) fn recv(socket: i32, buffer: &mut [u8], fds: &mut [i32]) -> Option<(u
     message.msg_controllen = size_of_val(&control) as _;
     let n = loop {
         // SAFETY: message points to live buffers of the lengths given.
-        let n = unsafe { libc::recvmsg(socket, &mut message, libc::MSG_CMSG_CLOEXEC) };
+        let n = unsafe { libc::recvmsg(socket, &mut message, libc::MSG_CMSG_CLOEXEC | flags) };
         if n >= 0 || errno() != libc::EINTR {
             break n;
         }

@@ -30,6 +30,10 @@ fn main() -> Result<()> {
         _ => log.init(),
     }
     let keeper = fsb_host::process::keeper_socket()?;
+    // Moulds and paused containers inherit it. The keeper takes it from a container that has started.
+    if let Err(error) = fsb_host::sched::short_slice() {
+        tracing::warn!(%error, "containers are made and started with the usual slice");
+    }
     let paths = Paths::from_env();
     let tree =
         std::env::var("FSB_CGROUP_TREE").context("FSB_CGROUP_TREE is not set: the keeper starts this program")?;

@@ -7,6 +7,7 @@ use common::{Paused, Spawner};
 use fsb_host::handoff::{Outcome, Stage};
 use fsb_host::wire::{How, Make, Overlay, Plugin, Recipe, User};
 use std::io::Read;
+use std::os::fd::AsFd;
 
 const BOTH: [How; 2] = [How::Cast, How::Libcontainer];
 
@@ -31,6 +32,27 @@ fn a_hand_off_binds_program_arguments_environment_and_directory() {
         assert_eq!(output(&mut paused), "/tmp\nb c\nzero o n e\n");
         assert_eq!(spawner.finish(paused, false).code, Some(0));
     }
+}
+
+#[test]
+fn a_roused_container_takes_its_hand_off_at_once_or_later_and_ends_when_none_can_come() {
+    let mut spawner = Spawner::start();
+    for (how, wait_ms, times) in [(How::Cast, 0, 1), (How::Cast, 20, 3), (How::Libcontainer, 20, 2)] {
+        let mut paused = spawner.make(spawner.recipe(), how);
+        for _ in 0..times {
+            fsb_host::handoff::rouse(paused.ctl.as_fd());
+            std::thread::sleep(std::time::Duration::from_millis(wait_ms));
+        }
+        assert_eq!(fsb_host::handoff::outcome(paused.ctl.as_fd()).unwrap(), None, "it has nothing to say to that");
+        paused.start(&["echo", "here"], &["PATH=/bin"], "/").unwrap();
+        assert_eq!(output(&mut paused), "here\n");
+        assert_eq!(spawner.finish(paused, false).code, Some(0));
+    }
+    let paused = spawner.make(spawner.recipe(), How::Cast);
+    let (nobody, _) = fsb_host::socket::pair().unwrap();
+    fsb_host::handoff::rouse(paused.ctl.as_fd());
+    let paused = Paused { ctl: nobody, ..paused };
+    assert_eq!(spawner.finish(paused, false).code, Some(0));
 }
 
 #[test]

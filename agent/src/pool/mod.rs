@@ -54,6 +54,13 @@ impl Shelf {
         lock(&self.stock).ready.pop_front()
     }
 
+    /// Calls `see` with the container that the next start will take, if there is one.
+    pub(crate) fn with_next(&self, see: impl FnOnce(&Paused)) {
+        if let Some(paused) = lock(&self.stock).ready.front() {
+            see(paused);
+        }
+    }
+
     fn ready(&self) -> usize {
         lock(&self.stock).ready.len()
     }
