@@ -41,8 +41,7 @@ pub async fn start(core: &Core, key: &Key, uid: &Arc<str>, deadline: Instant) ->
     let mut refused: Vec<Arc<str>> = Vec::new();
     let mut last = None;
     loop {
-        let wanted =
-            Wanted { image: &claim.spec.image, ports: &claim.spec.ports, holder: holder.clone(), except: &refused };
+        let wanted = Wanted { image: &claim.spec.image, ports: &claim.spec.ports, holder: &holder, except: &refused };
         let reservation = match core.registry.place(&pool, &wanted) {
             Ok(reservation) if refused.len() < CANDIDATES => reservation,
             Err(NoPlace::NoSuchPool { .. }) if core.registry.pools().is_empty() => {

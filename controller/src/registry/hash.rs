@@ -21,6 +21,7 @@ impl Default for Seed {
 impl BuildHasher for Seed {
     type Hasher = Folding;
 
+    #[inline]
     fn build_hasher(&self) -> Folding {
         Folding(self.0)
     }
@@ -31,6 +32,7 @@ impl BuildHasher for Seed {
 pub struct Folding(u64);
 
 impl Folding {
+    #[inline]
     fn mix(&mut self, word: u64) {
         let product = u128::from(self.0 ^ word) * u128::from(MULTIPLIER);
         // Both halves: the low one alone has little of the word's high bits.
@@ -39,38 +41,48 @@ impl Folding {
 }
 
 impl Hasher for Folding {
+    #[inline]
     fn write(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         for word in words {
             self.mix(u64::from_le_bytes(*word));
         }
         if !rest.is_empty() {
-            let mut last = [0; 8];
-            last[..rest.len()].copy_from_slice(rest);
-            self.mix(u64::from_le_bytes(last) ^ ((rest.len() as u64) << 56));
+            let last = match bytes.last_chunk() {
+                // What was mixed in already is shifted out.
+                Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * rest.len()),
+                None => rest.iter().rev().fold(0, |last, byte| last << 8 | u64::from(*byte)),
+            };
+            self.mix(last ^ ((rest.len() as u64) << 56));
         }
     }
 
+    #[inline]
     fn write_u8(&mut self, value: u8) {
         self.mix(value.into());
     }
 
+    #[inline]
     fn write_u16(&mut self, value: u16) {
         self.mix(value.into());
     }
 
+    #[inline]
     fn write_u32(&mut self, value: u32) {
         self.mix(value.into());
     }
 
+    #[inline]
     fn write_u64(&mut self, value: u64) {
         self.mix(value);
     }
 
+    #[inline]
     fn write_usize(&mut self, value: usize) {
         self.mix(value as u64);
     }
 
+    #[inline]
     fn finish(&self) -> u64 {
         let product = u128::from(self.0) * u128::from(MULTIPLIER);
         (product as u64) ^ (product >> 64) as u64

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 
 /// The short canonical form: no default registry, no `library/`, and a tag or a digest.
+#[inline]
 pub fn canonical(reference: &str) -> Cow<'_, str> {
     let short = ["docker.io/", "index.docker.io/", "registry-1.docker.io/"]
         .iter()
         .find_map(|registry| reference.strip_prefix(registry))
         .unwrap_or(reference);
     let short = short.strip_prefix("library/").unwrap_or(short);
-    let named = short.bytes().rev().take_while(|byte| *byte != b'/').any(|byte| byte == b':' || byte == b'@');
+    let named = short.bytes().rfind(|byte| matches!(byte, b'/' | b':' | b'@')).is_some_and(|byte| byte != b'/');
     if named { Cow::Borrowed(short) } else { Cow::Owned(format!("{short}:latest")) }
 }
 

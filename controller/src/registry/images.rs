@@ -1,7 +1,7 @@
 //! Which agents have which image, and paused containers of which.
 
-use super::bitmap::Bitmap;
 use super::hash::Seed;
+use super::members::Members;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -13,9 +13,9 @@ pub type ImageNumber = u32;
 pub struct Agents {
     reference: Arc<str>,
     /// Who has it.
-    pub have: Bitmap,
+    pub have: Members,
     /// Who has a paused container for it.
-    pub stock: Bitmap,
+    pub stock: Members,
     /// Lists of agents that it is in.
     lists: u32,
 }
@@ -30,9 +30,14 @@ pub struct Images {
 
 impl Images {
     /// Looks an image up by its canonical reference.
-    pub fn find(&self, reference: &str) -> Option<(ImageNumber, &Agents)> {
-        let number = *self.numbers.get(reference)?;
-        Some((number, &self.agents[number as usize]))
+    pub fn find(&self, reference: &str) -> Option<ImageNumber> {
+        self.numbers.get(reference).copied()
+    }
+
+    /// The agents of an image.
+    #[inline]
+    pub fn agents(&mut self, number: ImageNumber) -> &mut Agents {
+        &mut self.agents[number as usize]
     }
 
     /// The number of an image that one more list is to have: [`Images::release`] takes it back.

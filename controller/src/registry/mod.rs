@@ -11,14 +11,17 @@ mod hash;
 mod holdings;
 mod image_name;
 mod images;
+mod members;
 mod pool;
 mod ports;
+mod prefetch;
 
 pub use image_name::canonical;
 pub use pool::{Place, PoolIndex, Totals};
 
 use hash::Seed;
-use holdings::Number;
+use holdings::Key;
+use ports::PortList;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -63,7 +66,7 @@ pub struct Wanted<'a> {
     /// Ports that have to be free.
     pub ports: &'a BTreeSet<u16>,
     /// For whom.
-    pub holder: Holder,
+    pub holder: &'a Holder,
     /// Names of agents that have refused already.
     pub except: &'a [Arc<str>],
 }
@@ -139,8 +142,11 @@ fn ports_taken(port: &Option<u16>, ports: &BTreeSet<u16>) -> String {
 
 type Pool = Mutex<PoolIndex>;
 
+/// The pool with everything settled that was decided before.
 fn lock(pool: &Pool) -> MutexGuard<'_, PoolIndex> {
-    pool.lock().unwrap_or_else(PoisonError::into_inner)
+    let mut index = pool.lock().unwrap_or_else(PoisonError::into_inner);
+    index.settle();
+    index
 }
 
 /// A slot and its ports on one agent, reserved until this value is dropped.
@@ -148,8 +154,8 @@ fn lock(pool: &Pool) -> MutexGuard<'_, PoolIndex> {
 #[must_use = "dropping it frees slot and ports"]
 pub struct Reservation {
     pool: Arc<Pool>,
-    number: Number,
-    place: Place,
+    key: Key,
+    ports: PortList,
     class: Class,
     generation: i64,
 }
@@ -157,7 +163,7 @@ pub struct Reservation {
 impl Reservation {
     /// The agent's name; `None` if the agent is gone.
     pub fn agent(&self) -> Option<Arc<str>> {
-        lock(&self.pool).name(self.place).cloned()
+        lock(&self.pool).name(self.key.place).cloned()
     }
 
     /// Which generation of the claim it is for.
@@ -173,7 +179,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        lock(&self.pool).unreserve(self.number);
+        let ports = std::mem::take(&mut self.ports);
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).give_back(self.key, ports);
     }
 }
 
@@ -267,26 +274,18 @@ impl Registry {
             });
         };
         let image = canonical(wanted.image);
-        let except: Vec<Located> = wanted.except.iter().filter_map(|name| self.locate(name)).collect();
-        let booked = {
-            let mut index = lock(&pool);
-            let except: Vec<u32> = except
-                .iter()
-                .filter(|located| *located.key == *key)
-                .filter_map(|located| index.is_at(located.place))
-                .collect();
-            index.place(wanted, &image, &except)?
-        };
-        let generation = wanted.holder.generation;
-        Ok(Reservation { pool, number: booked.number, place: booked.place, class: booked.class, generation })
+        let except = self.places(key, wanted.except);
+        let (key, class) = lock(&pool).place(wanted, &image, except)?;
+        let ports = PortList::new(wanted.ports);
+        Ok(Reservation { pool, key, ports, class, generation: wanted.holder.generation })
     }
 
     /// Reserves for a sandbox that is known to be on this agent, whether there is room or not.
     pub fn hold(&self, name: &Arc<str>, holder: Holder, ports: &BTreeSet<u16>) -> Option<Reservation> {
         let located = self.locate(name)?;
-        let number = lock(&located.pool).reserve(located.place, &holder, ports)?;
-        let generation = holder.generation;
-        Some(Reservation { pool: located.pool, number, place: located.place, class: Class::Any, generation })
+        let key = lock(&located.pool).hold(located.place, &holder, ports)?;
+        let (ports, generation) = (PortList::new(ports), holder.generation);
+        Some(Reservation { pool: located.pool, key, ports, class: Class::Any, generation })
     }
 
     /// Slots in use on an agent.
@@ -315,6 +314,15 @@ impl Registry {
             pools.entry(key.clone()).or_insert_with(|| Arc::new(Mutex::new(PoolIndex::new(rand::random())))).clone();
         let place = lock(&pool).add(name.clone());
         (pool, place)
+    }
+
+    /// Where those of these agents are that belong to this pool.
+    fn places(&self, key: &PoolKey, names: &[Arc<str>]) -> Vec<Place> {
+        if names.is_empty() {
+            return Vec::new();
+        }
+        let located = names.iter().filter_map(|name| self.locate(name));
+        located.filter(|located| *located.key == *key).map(|located| located.place).collect()
     }
 
     fn locate(&self, name: &str) -> Option<Located> {

@@ -1,29 +1,40 @@
-//! The agents of one pool and the decision which of them gets a sandbox.
+//! The agents of one pool: what they report, and what is taken on them.
 
-use super::bitmap::{Bitmap, Query};
-use super::holdings::{Holdings, Number};
+mod decision;
+
+use super::hash::Seed;
+use super::holdings::{Holdings, Key, Position};
 use super::images::{ImageNumber, Images};
-use super::ports::Ports;
-use super::{AgentFacts, Class, Holder, NoPlace, Wanted, image_name::canonical};
-use rand::{Rng, SeedableRng, rngs::SmallRng};
-use std::collections::{BTreeMap, BTreeSet};
+use super::members::Members;
+use super::ports::{PortList, Ports};
+use super::{AgentFacts, Holder, image_name::canonical};
+use decision::Placed;
+use rand::{SeedableRng, rngs::SmallRng};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The index of one pool. Every operation costs the same whatever the number of agents.
 ///
-/// What a decision looks at lies close together: a machine with thousands of agents in its caches misses them often.
+/// What a decision looks at lies close together and is small: with thousands of agents it is the memory that a decision
+/// waits for. For the same reason some of what it changes is settled later; whoever looks at the index has it settled
+/// first, see [`PoolIndex::settle`].
 #[derive(Debug)]
 pub struct PoolIndex {
-    /// Room, by the agent's index.
+    // By the agent's index:
     rooms: Vec<Room>,
+    stocks: Vec<Stock>,
     names: Vec<Arc<str>>,
     lists: Vec<Lists>,
+    /// Indexes that nobody has.
     vacant: Vec<u32>,
     /// Healthy, not cordoned, with a free slot, and not just refused for being full.
-    open: Bitmap,
+    open: Members,
     images: Images,
     ports: Ports,
     holdings: Holdings,
+    /// The last decision, and the reservations that ended since then, as far as they are not settled yet.
+    placed: Option<Placed>,
+    given_back: Vec<(Key, PortList)>,
     totals: Totals,
     random: SmallRng,
     next_epoch: u32,
@@ -44,8 +55,9 @@ pub struct Totals {
     pub used: u64,
 }
 
-/// What is free on an agent.
+/// What is free on an agent: all that a decision looks at, as small as can be.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(align(16))]
 struct Room {
     /// 0 = nobody has this index.
     epoch: u32,
@@ -55,20 +67,30 @@ struct Room {
     healthy: bool,
     /// It refused as full: its own admission knows better until it reports again.
     refused_full: bool,
-    /// Paused containers by image, some of them none any more; further ones are in [`Lists`].
-    stock: [Option<(ImageNumber, u32)>; INLINE],
 }
 
-/// Images whose stock lies in the room itself: few agents keep more of them warm.
+/// Paused containers of an agent by image; what has no place here is in [`Lists`].
+type Stock = [Paused; INLINE];
+
+/// Images that have a place in a [`Stock`]: few agents keep more of them warm.
 const INLINE: usize = 4;
+
+/// Paused containers of one image, perhaps none any more.
+#[derive(Debug, Clone, Copy, Default)]
+struct Paused {
+    /// The image's number plus one; 0 = nothing is here.
+    image: u16,
+    count: u16,
+}
 
 /// What an agent has, and what it says is on it.
 #[derive(Debug, Default)]
 struct Lists {
     images: Vec<ImageNumber>,
-    /// Stock that the room has no place for.
+    /// What the agent's [`Stock`] has no place for.
     stock: Vec<(ImageNumber, u32)>,
-    reported: Vec<Number>,
+    /// Sandboxes that it says are on it, by their keys' identities, with their ports.
+    reported: HashMap<u64, Vec<u16>, Seed>,
 }
 
 /// Where an agent is in the index. The epoch tells a later agent in the same place apart.
@@ -78,15 +100,15 @@ pub struct Place {
     pub(super) epoch: u32,
 }
 
-/// What was chosen and booked.
-#[derive(Debug)]
-pub struct Booked {
-    /// Gives the slot back.
-    pub number: Number,
-    /// Where the agent is in the index.
-    pub place: Place,
-    /// How good it is for the image.
-    pub class: Class,
+impl Paused {
+    /// `None` if a number is too large for this form.
+    fn new(image: ImageNumber, count: u32) -> Option<Self> {
+        Some(Self { image: u16::try_from(image).ok()?.checked_add(1)?, count: count.try_into().ok()? })
+    }
+
+    fn image(self) -> Option<ImageNumber> {
+        self.image.checked_sub(1).map(ImageNumber::from)
+    }
 }
 
 impl Room {
@@ -120,13 +142,16 @@ impl PoolIndex {
     pub fn new(seed: u64) -> Self {
         Self {
             rooms: Vec::new(),
+            stocks: Vec::new(),
             names: Vec::new(),
             lists: Vec::new(),
             vacant: Vec::new(),
-            open: Bitmap::default(),
+            open: Members::default(),
             images: Images::default(),
             ports: Ports::default(),
             holdings: Holdings::default(),
+            placed: None,
+            given_back: Vec::new(),
             totals: Totals::default(),
             random: SmallRng::seed_from_u64(seed),
             next_epoch: 0,
@@ -146,6 +171,7 @@ impl PoolIndex {
             }
             None => {
                 self.rooms.push(room);
+                self.stocks.push(Stock::default());
                 self.names.push(name);
                 self.lists.push(Lists::default());
                 (self.rooms.len() - 1) as u32
@@ -160,19 +186,19 @@ impl PoolIndex {
         room.take_from(&mut self.totals);
         self.open.set(place.index, false);
         let lists = std::mem::take(&mut self.lists[place.index as usize]);
-        for image in lists.images {
+        for &image in &lists.images {
             self.images.set_have(image, place.index, false);
             self.images.release(image);
         }
-        for (image, _) in room.stock.into_iter().flatten().chain(lists.stock) {
+        for image in stocked(&std::mem::take(&mut self.stocks[place.index as usize]), &lists) {
             self.images.set_stock(image, place.index, false);
             self.images.release(image);
         }
-        for number in lists.reported {
-            if let Some(holding) = self.holdings.get_mut(number) {
-                holding.reported = None;
-                if holding.reserved == 0 {
-                    self.holdings.remove(number);
+        for identity in lists.reported.into_keys() {
+            if let Some(at) = self.holdings.find(Key { identity, place }) {
+                self.holdings.set_reported(at, false);
+                if self.holdings.is_over(at) {
+                    self.holdings.remove(at);
                 }
             }
         }
@@ -192,11 +218,10 @@ impl PoolIndex {
         if self.room(place).is_none() {
             return;
         }
-        let now: BTreeSet<Number> =
-            facts.holders.iter().filter_map(|(holder, _)| self.holdings.find(place, holder)).collect();
-        let reported = &self.lists[place.index as usize].reported;
-        for number in reported.iter().copied().filter(|number| !now.contains(number)).collect::<Vec<_>>() {
-            self.unreport(number);
+        let now: BTreeSet<u64> = facts.holders.iter().map(|(holder, _)| self.key(place, holder).identity).collect();
+        let reported = self.lists[place.index as usize].reported.keys().copied();
+        for identity in reported.filter(|identity| !now.contains(identity)).collect::<Vec<_>>() {
+            self.unreport(Key { identity, place });
         }
         for (holder, ports) in &facts.holders {
             self.occupied(place, holder, ports);
@@ -224,21 +249,25 @@ impl PoolIndex {
 
     /// The agent says that this sandbox runs on it.
     pub fn occupied(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) {
-        let Some(number) = self.take(place, holder, ports) else { return };
-        let reported = &mut self.lists[place.index as usize].reported;
-        if let Some(holding) = self.holdings.get_mut(number)
-            && holding.reported.is_none()
-        {
-            holding.reported = Some(reported.len() as u32);
-            reported.push(number);
+        if self.room(place).is_none() {
+            return;
+        }
+        let key = self.key(place, holder);
+        let at = self.take(key);
+        self.holdings.set_reported(at, true);
+        // Ports that it had once stay its own as long as it is there.
+        let known = self.lists[place.index as usize].reported.entry(key.identity).or_default();
+        for &port in ports {
+            if !known.contains(&port) {
+                known.push(port);
+                self.ports.take(port, place.index);
+            }
         }
     }
 
     /// The agent says that this sandbox holds nothing any more.
     pub fn vacated(&mut self, place: Place, holder: &Holder) {
-        if let Some(number) = self.holdings.find(place, holder) {
-            self.unreport(number);
-        }
+        self.unreport(self.key(place, holder));
     }
 
     /// Replaces the images that the agent has.
@@ -270,87 +299,19 @@ impl PoolIndex {
             *wanted.entry(canonical(image)).or_insert(0) += paused;
         }
         let wanted: Vec<_> = wanted.into_iter().map(|(image, paused)| (self.images.retain(&image), paused)).collect();
-        let stock = std::mem::take(&mut self.rooms[place.index as usize].stock);
-        let further = std::mem::take(&mut self.lists[place.index as usize].stock);
-        for (image, _) in stock.into_iter().flatten().chain(further) {
+        let (stock, lists) = (&mut self.stocks[place.index as usize], &mut self.lists[place.index as usize]);
+        for image in stocked(stock, lists) {
             self.images.set_stock(image, place.index, false);
             self.images.release(image);
         }
-        for &(image, _) in &wanted {
+        *stock = Stock::default();
+        lists.stock.clear();
+        let mut free = stock.iter_mut();
+        for (image, count) in wanted {
             self.images.set_stock(image, place.index, true);
-        }
-        let mut wanted = wanted.into_iter();
-        self.rooms[place.index as usize].stock = std::array::from_fn(|_| wanted.next());
-        self.lists[place.index as usize].stock = wanted.collect();
-    }
-
-    /// Chooses an agent, reserves slot and ports on it. `image` is canonical; `except` are those who refused already.
-    pub fn place(&mut self, wanted: &Wanted<'_>, image: &str, except: &[u32]) -> Result<Booked, NoPlace> {
-        let Some((index, class, image)) = self.choose(wanted, image, except) else {
-            return Err(self.explain(wanted, except));
-        };
-        let place = Place { index, epoch: self.rooms[index as usize].epoch };
-        if let (Class::Stock, Some(image)) = (class, image) {
-            self.use_stock(index, image);
-        }
-        let number = self.reserve(place, &wanted.holder, wanted.ports).ok_or(NoPlace::NoHealthyAgent)?;
-        Ok(Booked { number, place, class })
-    }
-
-    /// The better of two that are drawn from the best class that has any.
-    fn choose(
-        &mut self,
-        wanted: &Wanted<'_>,
-        image: &str,
-        except: &[u32],
-    ) -> Option<(u32, Class, Option<ImageNumber>)> {
-        let chance: [u32; 2] = self.random.random();
-        let busy: Vec<&Bitmap> = wanted.ports.iter().filter_map(|port| self.ports.users(*port)).collect();
-        let better = |(first, second): (u32, u32)| {
-            let used = |index: u32| self.rooms[index as usize].used;
-            if used(second) < used(first) { second } else { first }
-        };
-        let found = self.images.find(image);
-        if let Some((number, agents)) = found {
-            for (class, members) in [(Class::Stock, &agents.stock), (Class::Image, &agents.have)] {
-                let query = Query { with: &[members, &self.open], without: &busy, except };
-                if let Some(sample) = query.sample(chance) {
-                    return Some((better(sample), class, Some(number)));
-                }
-            }
-        }
-        let query = Query { with: &[&self.open], without: &busy, except };
-        query.sample(chance).map(|sample| (better(sample), Class::Any, found.map(|(number, _)| number)))
-    }
-
-    /// A paused container is about to be used: the agent's next report says so too.
-    fn use_stock(&mut self, index: u32, image: ImageNumber) {
-        let mut found = self.rooms[index as usize].stock.iter_mut().flatten().find(|(other, _)| *other == image);
-        if found.is_none() {
-            found = self.lists[index as usize].stock.iter_mut().find(|(other, _)| *other == image);
-        }
-        if let Some((_, paused)) = found {
-            *paused = paused.saturating_sub(1);
-            if *paused == 0 {
-                self.images.set_stock(image, index, false);
-            }
-        }
-    }
-
-    /// Reserves on a given agent, whether there is room or not: the sandbox is there already. `None`: there is no such
-    /// agent.
-    pub fn reserve(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) -> Option<Number> {
-        let number = self.take(place, holder, ports)?;
-        self.holdings.get_mut(number)?.reserved += 1;
-        Some(number)
-    }
-
-    /// Gives a reservation back. Only [`super::Reservation`] calls it, once.
-    pub(super) fn unreserve(&mut self, number: Number) {
-        if let Some(holding) = self.holdings.get_mut(number) {
-            holding.reserved -= 1;
-            if holding.reserved == 0 && holding.reported.is_none() {
-                self.release(number);
+            match Paused::new(image, count).and_then(|paused| Some((free.next()?, paused))) {
+                Some((free, paused)) => *free = paused,
+                None => lists.stock.push((image, count)),
             }
         }
     }
@@ -370,31 +331,6 @@ impl PoolIndex {
         self.room(place).map(|_| &self.names[place.index as usize])
     }
 
-    /// Where an agent's name stands in an `except` list.
-    pub(super) fn is_at(&self, place: Place) -> Option<u32> {
-        self.room(place).map(|_| place.index)
-    }
-
-    fn explain(&self, wanted: &Wanted<'_>, except: &[u32]) -> NoPlace {
-        let Totals { healthy, cordoned, capacity, used, .. } = self.totals;
-        if healthy == 0 {
-            return NoPlace::NoHealthyAgent;
-        }
-        let open = Query { with: &[&self.open], without: &[], except };
-        if open.is_empty() {
-            return if healthy == cordoned {
-                NoPlace::AllCordoned { agents: healthy }
-            } else {
-                NoPlace::Full { capacity, used }
-            };
-        }
-        let taken = wanted.ports.iter().copied().find(|port| {
-            let Some(users) = self.ports.users(*port) else { return false };
-            Query { with: &[&self.open], without: &[users], except }.is_empty()
-        });
-        NoPlace::PortsTaken { port: taken, ports: wanted.ports.clone() }
-    }
-
     fn room(&self, place: Place) -> Option<&Room> {
         self.rooms.get(place.index as usize).filter(|room| room.epoch == place.epoch)
     }
@@ -411,65 +347,61 @@ impl PoolIndex {
     }
 
     /// One sandbox more or fewer on an agent.
+    #[inline]
     fn count(&mut self, index: u32, more: bool) {
         let room = &mut self.rooms[index as usize];
-        room.used = if more { room.used + 1 } else { room.used - 1 };
+        let was_open = room.open();
+        let used = if more { room.used + 1 } else { room.used.saturating_sub(1) };
         if room.healthy {
-            self.totals.used = if more { self.totals.used + 1 } else { self.totals.used - 1 };
+            self.totals.used = self.totals.used + u64::from(used) - u64::from(room.used);
         }
-        self.open.set(index, room.open());
+        room.used = used;
+        if room.open() != was_open {
+            self.open.set(index, !was_open);
+        }
     }
 
-    /// The holder's slot on this agent, taken if it is not yet, with these ports besides those that it has.
-    fn take(&mut self, place: Place, holder: &Holder, ports: &BTreeSet<u16>) -> Option<Number> {
-        self.room(place)?;
-        let (number, new) = self.holdings.find_or_add(place, holder);
+    fn key(&self, place: Place, holder: &Holder) -> Key {
+        self.holdings.key(self.holdings.hash(holder), place)
+    }
+
+    /// A holder's slot on an agent that is there, taken if it is not yet.
+    fn take(&mut self, key: Key) -> Position {
+        let (at, new) = self.holdings.find_or_add(key);
         if new {
-            self.count(place.index, true);
+            self.count(key.place.index, true);
         }
-        if !ports.is_empty() {
-            let holding = self.holdings.get_mut(number)?;
-            let more: Vec<u16> =
-                ports.iter().copied().filter(|port| holding.ports.binary_search(port).is_err()).collect();
-            for &port in &more {
-                self.ports.take(port, place.index);
-            }
-            if holding.ports.is_empty() {
-                holding.ports = more.into();
-            } else if !more.is_empty() {
-                let mut all = [&*holding.ports, &more].concat();
-                all.sort_unstable();
-                holding.ports = all.into();
-            }
-        }
-        Some(number)
+        at
     }
 
-    fn unreport(&mut self, number: Number) {
-        let Some(holding) = self.holdings.get_mut(number) else { return };
-        let Some(position) = holding.reported.take() else { return };
-        let (index, reserved) = (holding.place.index, holding.reserved);
-        let reported = &mut self.lists[index as usize].reported;
-        reported.swap_remove(position as usize);
-        if let Some(moved) = reported.get(position as usize)
-            && let Some(moved) = self.holdings.get_mut(*moved)
-        {
-            moved.reported = Some(position);
-        }
-        if reserved == 0 {
-            self.release(number);
-        }
+    fn unreport(&mut self, key: Key) {
+        let Some(at) = self.holdings.find(key) else { return };
+        let Some(ports) = self.lists[key.place.index as usize].reported.remove(&key.identity) else { return };
+        self.holdings.set_reported(at, false);
+        self.release(key, at, &ports);
     }
 
-    /// Nobody holds it any more.
-    fn release(&mut self, number: Number) {
-        let Some(holding) = self.holdings.remove(number) else { return };
+    /// A reservation or a report is over, and with it its use of these ports. The slot is free with the last of them.
+    fn release(&mut self, key: Key, at: Position, ports: &[u16]) {
+        let free = self.holdings.is_over(at);
+        if free {
+            self.holdings.remove(at);
+        }
         // What an agent that went had is not the next one's in its place.
-        if self.room(holding.place).is_some() {
-            self.count(holding.place.index, false);
-            for &port in &holding.ports {
-                self.ports.free(port, holding.place.index);
-            }
+        if self.room(key.place).is_none() {
+            return;
+        }
+        if free {
+            self.count(key.place.index, false);
+        }
+        for &port in ports {
+            self.ports.free(port, key.place.index);
         }
     }
+}
+
+/// Images of which an agent has, or had, paused containers.
+fn stocked(stock: &Stock, lists: &Lists) -> impl Iterator<Item = ImageNumber> + use<> {
+    let further: Vec<ImageNumber> = lists.stock.iter().map(|(image, _)| *image).collect();
+    (*stock).into_iter().filter_map(Paused::image).chain(further)
 }

@@ -2,17 +2,64 @@
 
 use super::bitmap::Bitmap;
 use super::hash::Seed;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+/// The ports of one sandbox; no memory of their own unless there are many.
+#[derive(Debug)]
+pub enum PortList {
+    /// So many of these.
+    Few(u8, [u16; FEW]),
+    /// All of these.
+    Many(Box<[u16]>),
+}
+
+/// Ports that need no memory of their own.
+const FEW: usize = 7;
+
+impl Default for PortList {
+    fn default() -> Self {
+        Self::Few(0, [0; FEW])
+    }
+}
+
+impl PortList {
+    /// Copies them.
+    #[inline]
+    pub fn new(ports: &BTreeSet<u16>) -> Self {
+        if ports.is_empty() {
+            return Self::default();
+        }
+        if ports.len() > FEW {
+            return Self::Many(ports.iter().copied().collect());
+        }
+        let mut few = [0; FEW];
+        few.iter_mut().zip(ports).for_each(|(place, port)| *place = *port);
+        Self::Few(ports.len() as u8, few)
+    }
+
+    /// All of them.
+    pub fn as_slice(&self) -> &[u16] {
+        match self {
+            Self::Few(count, ports) => &ports[..usize::from(*count)],
+            Self::Many(ports) => ports,
+        }
+    }
+}
 
 /// All ports of a pool.
 #[derive(Debug, Default)]
 pub struct Ports {
     users: HashMap<u16, Bitmap, Seed>,
-    /// Uses beyond the first one of a port on an agent. An agent admits only one, so these are overlaps of reports.
+    /// Uses beyond the first one of a port on an agent: a sandbox's reservation uses it, and so does its report.
     more: HashMap<(u16, u32), u32, Seed>,
 }
 
 impl Ports {
+    /// For each of these ports that is in use: the agents on which it is.
+    pub fn busy(&self, ports: &BTreeSet<u16>) -> Vec<&Bitmap> {
+        if ports.is_empty() { Vec::new() } else { ports.iter().filter_map(|port| self.users(*port)).collect() }
+    }
+
     /// The agents on which the port is in use.
     pub fn users(&self, port: u16) -> Option<&Bitmap> {
         self.users.get(&port)

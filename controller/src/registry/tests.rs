@@ -16,7 +16,7 @@ fn facts(capacity: u32) -> AgentFacts {
 
 fn place(registry: &Registry, uid: u32, ports: &[u16]) -> Result<Reservation, NoPlace> {
     let ports = ports.iter().copied().collect();
-    registry.place(&key(), &Wanted { image: "busybox", ports: &ports, holder: holder(uid), except: &[] })
+    registry.place(&key(), &Wanted { image: "busybox", ports: &ports, holder: &holder(uid), except: &[] })
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_pool_is_a_namespaces_own() {
     registry.report(&"agent".into(), &PoolKey { namespace: "red".into(), pool: "p".into() }, &facts(0));
     let blue = PoolKey { namespace: "blue".into(), pool: "p".into() };
     let ports = BTreeSet::new();
-    let wanted = Wanted { image: "busybox", ports: &ports, holder: holder(1), except: &[] };
+    let wanted = Wanted { image: "busybox", ports: &ports, holder: &holder(1), except: &[] };
     assert!(matches!(registry.place(&blue, &wanted), Err(NoPlace::NoSuchPool { existing, .. }) if existing.is_empty()));
 }
 
@@ -156,6 +156,72 @@ fn why_there_is_no_place_is_said() {
     let refusal = place(&registry, 3, &[1, 2]).unwrap_err();
     assert_eq!(refusal, NoPlace::PortsTaken { port: None, ports: BTreeSet::from([1, 2]) });
     assert!(refusal.to_string().contains("1, 2"));
+}
+
+#[test]
+fn a_sandbox_that_is_reserved_and_reported_has_one_slot_and_its_ports_until_neither_is_left() {
+    let registry = Registry::default();
+    let ports = BTreeSet::from([80]);
+    registry.report(&"agent".into(), &key(), &facts(2));
+    let taken = |registry: &Registry| place(registry, 99, &[80]).is_err();
+    for reservation_ends_first in [true, false] {
+        let reservation = place(&registry, 1, &[80]).unwrap();
+        registry.occupied("agent", &holder(1), &ports);
+        assert_eq!(registry.used("agent"), 1);
+        if reservation_ends_first {
+            drop(reservation);
+            assert!(registry.used("agent") == 1 && taken(&registry));
+            registry.vacated("agent", &holder(1));
+        } else {
+            registry.vacated("agent", &holder(1));
+            assert!(registry.used("agent") == 1 && taken(&registry));
+            drop(reservation);
+        }
+        assert!(registry.used("agent") == 0 && !taken(&registry));
+    }
+    registry.occupied("agent", &holder(1), &BTreeSet::new());
+    let again = [place(&registry, 1, &[]).unwrap(), place(&registry, 1, &[]).unwrap()];
+    assert_eq!(registry.used("agent"), 1, "the holder has this slot already");
+    registry.vacated("agent", &holder(1));
+    assert_eq!(registry.used("agent"), 1);
+    drop(again);
+    assert_eq!(registry.pools()[0].1.used, 0);
+}
+
+#[test]
+fn slots_that_were_given_back_are_free_for_whoever_looks_next() {
+    let registry = Registry::default();
+    registry.report(&"agent".into(), &key(), &facts(20));
+    for held in 1..=20 {
+        let mut reservations: Vec<_> = (0..held).map(|uid| place(&registry, uid, &[uid as u16 + 1]).unwrap()).collect();
+        while reservations.pop().is_some() {
+            if reservations.len() % 3 == 0 {
+                assert_eq!(registry.used("agent"), reservations.len());
+            }
+        }
+        assert_eq!(registry.pools()[0].1.used, 0);
+        drop(place(&registry, 1, &[1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap());
+    }
+}
+
+#[test]
+fn the_stock_of_many_images_is_used_up_one_by_one() {
+    let registry = Registry::default();
+    let images: Vec<String> = (0..9).map(|number| format!("image-{number}:v1")).collect();
+    let stock = images.iter().map(|image| (image.clone(), 3)).chain([("many:v1".into(), 100_000)]).collect();
+    registry.report(&"agent".into(), &key(), &AgentFacts { stock, ..Default::default() });
+    let class = |uid: u32, image: &str| {
+        let ports = BTreeSet::new();
+        let wanted = Wanted { image, ports: &ports, holder: &holder(uid), except: &[] };
+        registry.place(&key(), &wanted).unwrap().class()
+    };
+    for image in &images {
+        let classes: Vec<Class> = (0..5).map(|uid| class(uid, image)).collect();
+        assert_eq!(classes, [Class::Stock, Class::Stock, Class::Stock, Class::Any, Class::Any], "{image}");
+    }
+    assert!((0..70_000).all(|uid| class(uid, "many:v1") == Class::Stock));
+    registry.set_stock("agent", &[]);
+    assert_eq!(class(1, "many:v1"), Class::Any);
 }
 
 /// What one agent is in the model.

@@ -193,8 +193,8 @@ impl World {
 
     fn place(&self, request: &Request) -> Result<Reservation, fsb_controller::registry::NoPlace> {
         let image = self.images.get(request.image).map_or("registry.test/unknown:v1", String::as_str);
-        let holder = request.holder.clone();
-        self.registry.place(&self.key, &Wanted { image, ports: &request.ports, holder, except: &[] })
+        let wanted = Wanted { image, ports: &request.ports, holder: &request.holder, except: &[] };
+        self.registry.place(&self.key, &wanted)
     }
 
     fn agent(&self, reservation: &Reservation) -> anyhow::Result<usize> {
