@@ -48,10 +48,10 @@ fn a_roused_container_takes_its_hand_off_at_once_or_later_and_ends_when_none_can
         assert_eq!(output(&mut paused), "here\n");
         assert_eq!(spawner.finish(paused, false).code, Some(0));
     }
-    let paused = spawner.make(spawner.recipe(), How::Cast);
+    let mut paused = spawner.make(spawner.recipe(), How::Cast);
     let (nobody, _) = fsb_host::socket::pair().unwrap();
     fsb_host::handoff::rouse(paused.ctl.as_fd());
-    let paused = Paused { ctl: nobody, ..paused };
+    paused.ctl = nobody;
     assert_eq!(spawner.finish(paused, false).code, Some(0));
 }
 
