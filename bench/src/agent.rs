@@ -6,7 +6,7 @@ use crate::payload::parse_stamp;
 use anyhow::{Context, bail};
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent as wire, fastpath};
-use hyper_util::rt::TokioIo;
+use fsb_unix::Connector;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 
 /// The longest that anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,13 +28,11 @@ pub fn runtime() -> std::io::Result<Rc<Runtime>> {
 
 /// A connection over a unix socket, opened before it is returned.
 pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
-    let path: PathBuf = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) }
-    });
     let endpoint = Endpoint::from_static("http://local").connect_timeout(PATIENCE);
-    endpoint.connect_with_connector(connector).await.with_context(|| format!("connect to {}", socket.display()))
+    endpoint
+        .connect_with_connector(Connector::new(socket))
+        .await
+        .with_context(|| format!("connect to {}", socket.display()))
 }
 
 /// An agent.

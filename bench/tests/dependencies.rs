@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Crate → the crates of this workspace that it may depend on.
-const MAY: [(&str, &[&str]); 11] = [
+const MAY: [(&str, &[&str]); 12] = [
     ("fsb-proto", &[]),
     ("fsb-park", &[]),
     ("fsb-telemetry", &[]),
+    ("fsb-unix", &[]),
     ("fsb-host", &["fsb-park"]),
     ("fsb-image", &["fsb-proto", "fsb-host"]),
     ("fsb-spawner", &["fsb-host"]),
     ("fsb-keeper", &["fsb-host"]),
     // The parked program for its tests only, which play one.
-    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry"]),
-    ("fsb-controller", &["fsb-proto", "fsb-telemetry"]),
-    ("fsb-ctl", &["fsb-proto"]),
-    ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller"]),
+    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry", "fsb-unix"]),
+    ("fsb-controller", &["fsb-proto", "fsb-telemetry", "fsb-unix"]),
+    ("fsb-ctl", &["fsb-proto", "fsb-unix"]),
+    ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller", "fsb-unix"]),
 ];
 
 /// Crate → outside crates that it must not depend on, even by way of others.

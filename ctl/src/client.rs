@@ -3,6 +3,7 @@
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
+use fsb_unix::Connector;
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -37,11 +38,15 @@ impl Interceptor for Bearer {
 /// Connects to a server.
 pub(crate) async fn channel(endpoint: &Endpoint) -> std::result::Result<Channel, String> {
     let uri = match endpoint {
-        Endpoint::Unix(path) => format!("unix:{}", path.display()),
+        Endpoint::Unix(_) => "http://localhost".to_owned(),
         Endpoint::Tcp(address) => format!("http://{address}"),
     };
-    let endpoint = tonic::transport::Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
-    endpoint.connect_timeout(CONNECT).connect().await.map_err(|error| root_cause(&error))
+    let to = tonic::transport::Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?.connect_timeout(CONNECT);
+    let connected = match endpoint {
+        Endpoint::Unix(path) => to.connect_with_connector(Connector::new(path)).await,
+        Endpoint::Tcp(_) => to.connect().await,
+    };
+    connected.map_err(|error| root_cause(&error))
 }
 
 /// Connects to the controller of the settings.

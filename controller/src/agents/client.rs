@@ -3,10 +3,9 @@
 use crate::error::Error;
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent, fastpath};
-use hyper_util::rt::TokioIo;
+use fsb_unix::Connector;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::UnixStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
@@ -76,14 +75,7 @@ impl Client {
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
         let (channel, bearer) = match target {
-            Target::Unix(path) => {
-                let path = path.clone();
-                let connector = tower::service_fn(move |_: Uri| {
-                    let path = path.clone();
-                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
-                });
-                (endpoint.connect_with_connector_lazy(connector), None)
-            }
+            Target::Unix(path) => (endpoint.connect_with_connector_lazy(Connector::new(path)), None),
             Target::Http(_) => {
                 let bearer = token.map(|token| format!("Bearer {token}").parse()).transpose();
                 let bearer =

@@ -170,7 +170,13 @@ fn adopt(core: &Arc<Core>, claim: Claim, agent: &Arc<Agent>) {
             drop(core.queue.put(adopted.clone(), false));
         }
         Err(true) => {}
-        Err(false) => return core.wakeups.now(&key),
+        Err(false) => {
+            // Another claim took the name between the judgement and now, by a report of another agent: judged again.
+            if core.table.with(&key, |entry| entry.claim.uid != adopted.uid) == Some(true) {
+                rescan(core, &key);
+            }
+            return core.wakeups.now(&key);
+        }
     }
     core.metrics.adopted.inc();
     tracing::warn!(sandbox = %key, instance = adopted.status.instance_id, agent = %agent.name,

@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,9 +26,11 @@ const TOMBSTONE_DAYS: i64 = 7;
 const QUEUE: usize = 4096;
 /// The most that one commit takes.
 const BATCH: usize = 1024;
-/// How long a write that nobody waits for waits for others to share its commit, and any write that comes so soon after
-/// the last commit: where many come, each commit has several of them.
-const LINGER: Duration = Duration::from_millis(2);
+/// How long a write that nobody waits for waits for others to share its commit; one that somebody waits for takes it
+/// along at once.
+const LINGER: Duration = Duration::from_millis(10);
+/// How long any write waits that comes so soon after the last commit: where many come, each commit has several of them.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What became of the file when it was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,7 @@ struct Job {
 #[derive(Debug)]
 pub struct Embedded {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    hurry: Arc<Hurry>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     loaded: Mutex<Option<Loaded>>,
 }
@@ -81,11 +84,16 @@ impl Embedded {
             }
         };
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { path: path.to_owned(), database: Some(database) };
+        let hurry = Arc::new(Hurry::default());
+        let writer = Writer { path: path.to_owned(), hurry: hurry.clone(), database: Some(database) };
         let writer =
             std::thread::Builder::new().name("claim-writer".into()).spawn(move || writer.run(queue)).map_err(io)?;
-        let store =
-            Self { jobs: Mutex::new(Some(jobs)), writer: Mutex::new(Some(writer)), loaded: Mutex::new(Some(loaded)) };
+        let store = Self {
+            jobs: Mutex::new(Some(jobs)),
+            hurry,
+            writer: Mutex::new(Some(writer)),
+            loaded: Mutex::new(Some(loaded)),
+        };
         Ok((store, recovery))
     }
 
@@ -94,6 +102,9 @@ impl Embedded {
         let gone = || WriteError::Transient("the claim writer has ended".into());
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(gone)?;
         jobs.send(Job { op, urgent, done }).await.map_err(|_| gone())?;
+        if urgent {
+            self.hurry.ask();
+        }
         result.await.map_err(|_| gone())?
     }
 }
@@ -185,8 +196,42 @@ fn classify(path: &Path, error: redb::Error) -> OpenError {
     }
 }
 
+/// Adds what waits.
+fn fill(batch: &mut Vec<Job>, queue: &mut mpsc::Receiver<Job>) {
+    while batch.len() < BATCH
+        && let Ok(job) = queue.try_recv()
+    {
+        batch.push(job);
+    }
+}
+
+/// Somebody waits for what is in the queue.
+#[derive(Debug, Default)]
+struct Hurry {
+    asked: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Hurry {
+    fn ask(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_one();
+    }
+
+    fn clear(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Until somebody asks, at most so long.
+    fn wait(&self, most: Duration) {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(asked, most, |asked| !*asked));
+    }
+}
+
 struct Writer {
     path: PathBuf,
+    hurry: Arc<Hurry>,
     /// `None` after a failed commit: redb wants to be opened again after an IO error.
     database: Option<Database>,
 }
@@ -196,14 +241,15 @@ impl Writer {
         let mut batch = Vec::new();
         let mut committed: Option<Instant> = None;
         while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
-            let busy = committed.is_some_and(|at| at.elapsed() < LINGER);
-            if (busy || !batch.iter().any(|job| job.urgent)) && batch.len() < BATCH {
-                std::thread::sleep(LINGER);
-                while batch.len() < BATCH
-                    && let Ok(job) = queue.try_recv()
-                {
-                    batch.push(job);
-                }
+            if committed.is_some_and(|at| at.elapsed() < PAUSE) {
+                std::thread::sleep(PAUSE);
+            }
+            // In this order: what is asked for from here on ends the wait, what was asked for before is in the queue.
+            self.hurry.clear();
+            fill(&mut batch, &mut queue);
+            if batch.len() < BATCH && !batch.iter().any(|job| job.urgent) {
+                self.hurry.wait(LINGER);
+                fill(&mut batch, &mut queue);
             }
             let results = catch_unwind(AssertUnwindSafe(|| self.commit(&batch)))
                 .unwrap_or_else(|_| Err("the store panicked".into()));

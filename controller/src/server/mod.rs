@@ -11,11 +11,13 @@ use crate::error::Error;
 use crate::fast_path::{FastPath, Tokens};
 use crate::reconcile;
 use fsb_proto::fastpath::fast_path_service_server::FastPathServiceServer;
+use fsb_unix::Stream;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::Server;
 
@@ -108,7 +110,8 @@ impl Controller {
             socket = Some(at);
             let (stop, router) = (core.stop.clone(), server());
             tasks.spawn(async move {
-                let served = router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled());
+                let incoming = UnixListenerStream::new(listener).map(|accepted| Stream::try_from(accepted?));
+                let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled());
                 report_end("fast path over the unix socket", served.await);
             });
         }

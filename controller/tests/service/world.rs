@@ -7,14 +7,14 @@ use fsb_controller::config::Timing;
 use fsb_controller::{Config, Controller};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::*;
+use fsb_unix::Connector;
 use futures_util::future::BoxFuture;
-use hyper_util::rt::TokioIo;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 /// Longer than anything here takes, shorter than anybody's patience.
@@ -266,11 +266,7 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn client(path: &Path) -> FastPathServiceClient<Channel> {
-    let path = path.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://controller.invalid").connect_with_connector_lazy(connector);
+    let endpoint = Endpoint::from_static("http://controller.invalid");
+    let channel = endpoint.connect_with_connector_lazy(Connector::new(path));
     FastPathServiceClient::new(channel)
 }

@@ -51,6 +51,33 @@ async fn what_was_written_is_there_after_opening_again() {
 }
 
 #[tokio::test]
+async fn a_write_that_somebody_waits_for_takes_along_what_lingers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Embedded::open(&dir.path().join("claims.redb")).unwrap();
+    let mut lingering = store.put(Arc::new(claim("a", "1")), false);
+    let mut look = async || std::future::poll_fn(|cx| std::task::Poll::Ready(lingering.as_mut().poll(cx))).await;
+    // Handed over, and not written yet.
+    assert!(look().await.is_pending());
+    store.put(Arc::new(claim("b", "2")), true).await.unwrap();
+    // One commit wrote both, so the first one's answer is there as well.
+    assert_eq!(look().await, std::task::Poll::Ready(Ok(())));
+}
+
+#[test]
+fn whoever_is_in_a_hurry_ends_the_wait() {
+    let hurry = Hurry::default();
+    let hour = Duration::from_secs(3600);
+    std::thread::scope(|scope| {
+        scope.spawn(|| hurry.ask());
+        hurry.wait(hour);
+    });
+    // It stays asked for until it was looked at.
+    hurry.wait(hour);
+    hurry.clear();
+    hurry.wait(Duration::from_millis(1));
+}
+
+#[tokio::test]
 async fn a_name_belongs_to_its_first_uid() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = Embedded::open(&dir.path().join("claims.redb")).unwrap();
