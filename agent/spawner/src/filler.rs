@@ -181,9 +181,7 @@ impl Containers {
         if let Err(error) = cgroup::remove(&self.seen.sandbox(id), Duration::from_millis(500)) {
             tracing::warn!(id, %error, "a cgroup is left to the agent's sweep");
         }
-        if let Err(error) = std::fs::remove_dir_all(self.paths.layer(id))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
+        if let Err(error) = fsb_host::layer::remove(&self.paths.layer(id)) {
             tracing::warn!(id, %error, "a layer is left to the agent's sweep");
         }
     }
