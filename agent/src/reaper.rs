@@ -4,11 +4,11 @@ use crate::Agent;
 use crate::instance::{Instance, Phase};
 use crate::keeper::Paused;
 use crate::{async_fd, remove, stop};
-use fsb_host::cgroup;
+use fsb_host::{cgroup, layer};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::Semaphore;
@@ -47,22 +47,16 @@ impl Agent {
                 let state = instance.state();
                 (state.id.clone(), state.cgroups.clone())
             };
-            if !agent.insist(&id, move || cgroup::remove(&cgroups, PATIENCE)).await {
-                return;
-            }
-            let ticket = {
-                let mut state = instance.state();
-                state.phase = Phase::Ended;
-                state.pidfd = None;
-                state.pin = None;
-                state.ticket.take()
+            let (layer, released) = (agent.config.paths.layer(&id), Arc::new(Once::new()));
+            let there = (agent.clone(), instance.clone());
+            // One trip to a worker for all of it: each one is two wake-ups.
+            let work = move || {
+                let (agent, instance) = &there;
+                cgroup::remove(&cgroups, PATIENCE)?;
+                released.call_once(|| agent.release(instance));
+                layer::remove(&layer)
             };
-            drop(ticket);
-            agent.publish(&instance);
-            instance.changed();
-            agent.note_ended(&id);
-            let layer = agent.config.paths.layer(&id);
-            if !agent.insist(&id, move || remove_layer(&layer)).await {
+            if !agent.insist(&id, work).await {
                 return;
             }
             let removal = {
@@ -77,14 +71,31 @@ impl Agent {
         });
     }
 
+    /// Nothing of an instance runs any more: its slot and ports are free, and its end is reported.
+    fn release(self: &Arc<Self>, instance: &Arc<Instance>) {
+        let (id, ticket) = {
+            let mut state = instance.state();
+            state.phase = Phase::Ended;
+            state.pidfd = None;
+            state.pin = None;
+            (state.id.clone(), state.ticket.take())
+        };
+        drop(ticket);
+        self.publish(instance);
+        instance.changed();
+        self.note_ended(&id);
+    }
+
     /// Cleans up behind a container that nobody was told of, then has the keeper forget it.
     pub(crate) fn reap_remains(self: &Arc<Self>, id: String, remains: Remains) {
         let agent = self.clone();
         self.tracker.spawn(async move {
             let Remains { cgroups, layer } = remains;
-            if agent.insist(&id, move || cgroup::remove(&cgroups, PATIENCE)).await
-                && agent.insist(&id, move || remove_layer(&layer)).await
-            {
+            let work = move || {
+                cgroup::remove(&cgroups, PATIENCE)?;
+                layer::remove(&layer)
+            };
+            if agent.insist(&id, work).await {
                 let _ = agent.keeper.forget(&id).await;
             }
         });
@@ -128,7 +139,7 @@ impl Agent {
 pub(crate) async fn clear(remains: Remains) -> Result<(), String> {
     let done = blocking(move || {
         let cgroups = cgroup::remove(&remains.cgroups, PATIENCE);
-        remove_layer(&remains.layer).and(cgroups)
+        layer::remove(&remains.layer).and(cgroups)
     });
     done.await.map_err(|error| error.to_string())
 }
@@ -141,47 +152,4 @@ pub(crate) async fn ended(pidfd: &OwnedFd) {
 
 async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-/// Removes a writable layer: most are empty, and rmdir(2) is all that those need.
-fn remove_layer(layer: &Path) -> io::Result<()> {
-    let removed = |path: &Path| match std::fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
-    // overlayfs keeps a directory of its own in the work directory.
-    let parts = ["work/work", "work", "upper", ""];
-    if parts.iter().all(|part| removed(&layer.join(part)).is_ok()) {
-        return Ok(());
-    }
-    match std::fs::remove_dir_all(layer) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io::Error::new(error.kind(), format!("remove {}: {error}", layer.display())))
-        }
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layer_is_removed_whether_it_was_written_to_or_not() {
-        let dir = tempfile::tempdir().unwrap();
-        for files in [&[][..], &["upper/a/b", "work/work/x"]] {
-            let layer = dir.path().join("layer");
-            std::fs::create_dir_all(layer.join("work/work")).unwrap();
-            std::fs::create_dir_all(layer.join("upper/a")).unwrap();
-            if files.is_empty() {
-                std::fs::remove_dir(layer.join("upper/a")).unwrap();
-            }
-            for file in files {
-                std::fs::write(layer.join(file), "x").unwrap();
-            }
-            remove_layer(&layer).unwrap();
-            assert!(!layer.exists());
-            remove_layer(&layer).unwrap();
-        }
-    }
 }

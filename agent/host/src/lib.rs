@@ -8,6 +8,7 @@ pub mod confine;
 pub mod epoll;
 pub mod handoff;
 pub mod late;
+pub mod layer;
 pub mod memfd;
 pub mod mount;
 pub mod openat;

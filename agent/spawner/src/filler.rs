@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, ResolveFlag};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode as FileMode;
 use nix::unistd::{Gid, Uid, fchown, pipe2};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -107,7 +108,8 @@ impl Containers {
         };
         let mould = self.moulds.get(&key, announce).context("make a mould")?;
         let cast = match park::cast(mould.ctl.as_fd(), &request) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            // Reset: it died with the request unread.
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
                 tracing::warn!(pid = mould.pid, "a mould has died, another one is made");
                 self.moulds.drop(&key);
                 park::cast(self.moulds.get(&key, announce)?.ctl.as_fd(), &request)
@@ -179,9 +181,7 @@ impl Containers {
         if let Err(error) = cgroup::remove(&self.seen.sandbox(id), Duration::from_millis(500)) {
             tracing::warn!(id, %error, "a cgroup is left to the agent's sweep");
         }
-        if let Err(error) = std::fs::remove_dir_all(self.paths.layer(id))
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
+        if let Err(error) = fsb_host::layer::remove(&self.paths.layer(id)) {
             tracing::warn!(id, %error, "a layer is left to the agent's sweep");
         }
     }

@@ -1,5 +1,6 @@
 //! The writable layer of a container, and the root file system on top of the image.
 
+use fsb_host::layer::ETC_FILES;
 use fsb_host::mount;
 use fsb_host::wire::{Overlay, Plugin};
 use nix::mount::{MntFlags, umount2};
@@ -99,9 +100,7 @@ fn write_etc(upper: &Path, lowers: &[PathBuf], host: &str, etc: &Etc) -> io::Res
         Some(found) if found.file_type().is_char_device() && found.rdev() == 0 => make_dir(&target, 0o755)?,
         Some(_) => return Ok(()),
     }
-    for (name, content) in
-        [("hosts", etc.hosts(host)), ("hostname", format!("{host}\n")), ("resolv.conf", etc.resolv.clone())]
-    {
+    for (name, content) in ETC_FILES.iter().zip([&etc.hosts(host), &format!("{host}\n"), &etc.resolv]) {
         std::fs::write(target.join(name), content)?;
     }
     Ok(())

@@ -169,6 +169,9 @@ impl<E: Engine> Attached for Both<E> {
     }
 
     fn touch(&self) {
+        if self.drain.touch_now(&self.sink) {
+            return;
+        }
         let sink = self.sink.clone();
         tokio::task::spawn_local(async move { sink.touch().await });
     }

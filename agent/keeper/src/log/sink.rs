@@ -1,8 +1,8 @@
 //! The log file of one instance: both streams, rotated by size, retried while the disk refuses.
 //!
-//! A write into the page cache is a copy and a rename one of names: as long as the disk is quick, the keeper's thread does
-//! both itself ([`Sink::write_now`]). Opening, trying again, and all of it once the disk was slow, goes through the engine
-//! ([`Sink::write`]).
+//! A write into the page cache is a copy, a new file or a rename one of names: as long as the disk is quick, the keeper's
+//! thread does them itself ([`Sink::write_now`]). Trying again, and all of it once the disk was slow, goes through the
+//! engine ([`Sink::write`]).
 
 use super::Handle;
 use super::engine::{Engine, MODE};
@@ -59,6 +59,21 @@ impl<E: Engine> Sink<E> {
         if open.is_none() && !self.handle.is_over() {
             *open = self.open_file().await.ok();
         }
+    }
+
+    /// [`Sink::touch`] by plain system calls. Returns whether there is nothing left to do for it.
+    pub(crate) fn touch_now(&self) -> bool {
+        let Ok(mut open) = self.open.try_lock() else { return false };
+        if open.is_none() && !self.handle.is_over() {
+            *open = self.open_now().ok();
+        }
+        open.is_some() || self.handle.is_over()
+    }
+
+    fn open_now(&self) -> io::Result<Open<E>> {
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(&self.path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Open { file: E::adopt(file), bytes })
     }
 
     /// Writes whole records by plain system calls, if the file is open and nobody else is at it. If that does not
