@@ -15,8 +15,8 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Within that time a parked process that was roused has read its hand-off, unless it waits for a processor.
-const READ: Duration = Duration::from_micros(60);
+/// Within that time a parked process that is awake has read its hand-off, unless it has lost its processor.
+const READ: Duration = Duration::from_micros(30);
 /// So long an outcome is looked for; an execve seldom takes longer.
 const LOOK: Duration = Duration::from_micros(400);
 
@@ -51,12 +51,17 @@ impl UnderWay {
         }
     }
 
-    /// Waits for what the parked process answers: end-of-file is execve.
-    pub(crate) async fn outcome(&self, paused: &Paused) -> io::Result<Outcome> {
+    /// Whether the container that was roused has heard it: then it runs, on another processor than this thread.
+    pub(crate) fn is_awake(&self, paused: &Paused) -> bool {
+        self.is_one_alone() && handoff::is_read(paused.ctl.get_ref().as_fd())
+    }
+
+    /// Waits for what the parked process answers, which was `awake` when its hand-off was sent: end-of-file is execve.
+    pub(crate) async fn outcome(&self, paused: &Paused, awake: bool) -> io::Result<Outcome> {
         let ctl = paused.ctl.get_ref().as_fd();
         let sent = Instant::now();
         let mut runs = false;
-        while self.is_one_alone() && sent.elapsed() < if runs { LOOK } else { READ } {
+        while awake && self.is_one_alone() && sent.elapsed() < if runs { LOOK } else { READ } {
             if let Some(outcome) = handoff::outcome(ctl)? {
                 return Ok(outcome);
             }

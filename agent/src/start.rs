@@ -248,6 +248,7 @@ async fn hand_over(
     }
     let env = command::env(&image.env, &id[..12], &order.spec.envs);
     let env: Vec<&str> = env.iter().map(String::as_str).collect();
+    let awake = agent.under_way.is_awake(paused);
     {
         let _span = tracing::debug_span!("hand_off").entered();
         handoff::send(paused.ctl.get_ref().as_fd(), argv, &env, cwd.as_bytes()).map_err(|error| {
@@ -260,7 +261,7 @@ async fn hand_over(
     timing.done(Stage::HandOff);
 
     timing.enter(Stage::Exec);
-    let outcome = agent.under_way.outcome(paused).instrument(tracing::debug_span!("exec")).await;
+    let outcome = agent.under_way.outcome(paused, awake).instrument(tracing::debug_span!("exec")).await;
     match outcome.map_err(|error| Error::io(format!("the control end of {id}"), &error))? {
         Outcome::Started => {}
         Outcome::Failed { stage: handoff::Stage::Chdir, errno } => {
