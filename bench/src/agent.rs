@@ -28,7 +28,9 @@ pub fn runtime() -> std::io::Result<Rc<Runtime>> {
 
 /// A connection over a unix socket, opened before it is returned.
 pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
-    let endpoint = Endpoint::from_static("http://local").connect_timeout(PATIENCE);
+    // Stamps are read from logs that are then let go of, thousands of them on one connection.
+    let endpoint =
+        Endpoint::from_static("http://local").connect_timeout(PATIENCE).http2_max_local_error_reset_streams(None);
     endpoint
         .connect_with_connector(Connector::new(socket))
         .await

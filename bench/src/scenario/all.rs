@@ -14,7 +14,7 @@ const SCENARIOS: [&[&str]; 10] = [
     &["staggered"],
     &["burst"],
     &["contention"],
-    &["churn", "--cycles", "100000"],
+    &["churn", "--cycles", "100000", "--soak-seconds", "900"],
     &["density"],
     &["logs"],
     &["rpc"],

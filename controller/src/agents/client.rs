@@ -73,6 +73,9 @@ impl Client {
             .http2_keep_alive_interval(lost_after / 3)
             .keep_alive_timeout(lost_after / 3)
             .keep_alive_while_idle(true)
+            // A follower that goes away leaves lines on their way for a stream that is no more. By default a connection
+            // that has seen a thousand of those is given up, with every call and watch on it; our agents are no attackers.
+            .http2_max_local_error_reset_streams(None)
             .tcp_nodelay(true);
         let (channel, bearer) = match target {
             Target::Unix(path) => (endpoint.connect_with_connector_lazy(Connector::new(path)), None),

@@ -43,6 +43,9 @@ pub struct Options {
     /// A soak after that, at the confirmed rate, until there were so many cycles in all
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub cycles: usize,
+    /// The most seconds that the soak takes, however many cycles it has done
+    #[arg(long, default_value_t = 3600, value_name = "S")]
+    pub soak_seconds: usize,
     /// Bound of the p99 of create to stamp, in milliseconds
     #[arg(long, default_value_t = 10, value_name = "MS")]
     pub bound_ms: u64,
@@ -107,7 +110,8 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
     if cycles < options.cycles {
         // Where no rate was sustained, one that leaves the node some air.
         let rate = held.unwrap_or((most_done * SOAK) as u32).max(1);
-        let stage = runtime.block_on(driver.run(rate, options.cycles - cycles))?;
+        let count = (options.cycles - cycles).min(rate as usize * options.soak_seconds);
+        let stage = runtime.block_on(driver.run(rate, count))?;
         cycles += stage.done();
         cells.push(bench.row("soak", &stage));
     }
