@@ -6,7 +6,7 @@ use crate::payload::parse_stamp;
 use anyhow::{Context, bail};
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent as wire, fastpath};
-use fsb_unix::Connector;
+use fsb_unix::{Connector, sturdy};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -29,8 +29,7 @@ pub fn runtime() -> std::io::Result<Rc<Runtime>> {
 /// A connection over a unix socket, opened before it is returned.
 pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
     // Stamps are read from logs that are then let go of, thousands of them on one connection.
-    let endpoint =
-        Endpoint::from_static("http://local").connect_timeout(PATIENCE).http2_max_local_error_reset_streams(None);
+    let endpoint = sturdy(Endpoint::from_static("http://local").connect_timeout(PATIENCE));
     endpoint
         .connect_with_connector(Connector::new(socket))
         .await

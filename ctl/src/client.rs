@@ -3,7 +3,7 @@
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
-use fsb_unix::Connector;
+use fsb_unix::{Connector, sturdy};
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -41,7 +41,8 @@ pub(crate) async fn channel(endpoint: &Endpoint) -> std::result::Result<Channel,
         Endpoint::Unix(_) => "http://localhost".to_owned(),
         Endpoint::Tcp(address) => format!("http://{address}"),
     };
-    let to = tonic::transport::Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?.connect_timeout(CONNECT);
+    let to = tonic::transport::Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
+    let to = sturdy(to.connect_timeout(CONNECT));
     let connected = match endpoint {
         Endpoint::Unix(path) => to.connect_with_connector(Connector::new(path)).await,
         Endpoint::Tcp(_) => to.connect().await,

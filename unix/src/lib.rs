@@ -1,4 +1,5 @@
-//! Unix stream sockets of the gRPC interfaces, which wake up nobody who does not wait.
+//! Connections of the gRPC interfaces: unix stream sockets which wake up nobody who does not wait, and channels that are
+//! not given up for what a stream does.
 //!
 //! When bytes are read from a unix socket, the kernel tells its other end that there is room again, and an event loop
 //! that asked for that (as tokio's own `UnixStream` always does) wakes up: its sender, who has nothing to write and
@@ -7,6 +8,8 @@
 
 mod connect;
 mod stream;
+mod sturdy;
 
 pub use connect::Connector;
 pub use stream::Stream;
+pub use sturdy::sturdy;

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent, fastpath};
-use fsb_unix::Connector;
+use fsb_unix::{Connector, sturdy};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -73,10 +73,8 @@ impl Client {
             .http2_keep_alive_interval(lost_after / 3)
             .keep_alive_timeout(lost_after / 3)
             .keep_alive_while_idle(true)
-            // A follower that goes away leaves lines on their way for a stream that is no more. By default a connection
-            // that has seen a thousand of those is given up, with every call and watch on it; our agents are no attackers.
-            .http2_max_local_error_reset_streams(None)
             .tcp_nodelay(true);
+        let endpoint = sturdy(endpoint);
         let (channel, bearer) = match target {
             Target::Unix(path) => (endpoint.connect_with_connector_lazy(Connector::new(path)), None),
             Target::Http(_) => {

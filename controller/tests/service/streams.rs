@@ -127,6 +127,28 @@ async fn a_follower_ends_with_the_controller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn followers_that_go_away_or_do_not_read_on_cost_nobody_the_connection() {
+    let world = World::new(1).await;
+    world.create("a").await;
+    let request = LogsRequest { sandbox_id: "a".into(), follow: true, ..Default::default() };
+    let mut stays = world.client.clone().logs(request.clone()).await.unwrap().into_inner();
+    for _ in 0..40 {
+        let mut together = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (mut client, request) = (world.client.clone(), request.clone());
+            together.spawn(async move {
+                let mut goes = client.logs(request).await.unwrap().into_inner();
+                goes.message().await.unwrap().unwrap();
+            });
+        }
+        while let Some(gone) = together.join_next().await {
+            gone.unwrap();
+        }
+        stays.message().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn agents_are_listed_with_their_capacity_and_use() {
     let mut world = World::new(2).await;
     world.create("a").await;

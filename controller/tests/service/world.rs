@@ -7,7 +7,7 @@ use fsb_controller::config::Timing;
 use fsb_controller::{Config, Controller};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::*;
-use fsb_unix::Connector;
+use fsb_unix::{Connector, sturdy};
 use futures_util::future::BoxFuture;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -266,7 +266,7 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn client(path: &Path) -> FastPathServiceClient<Channel> {
-    let endpoint = Endpoint::from_static("http://controller.invalid");
+    let endpoint = sturdy(Endpoint::from_static("http://controller.invalid"));
     let channel = endpoint.connect_with_connector_lazy(Connector::new(path));
     FastPathServiceClient::new(channel)
 }
