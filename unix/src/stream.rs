@@ -18,6 +18,8 @@ pub struct Stream {
     socket: AsyncFd<UnixStream>,
     /// The same socket, known to the event loop for room to write, while a writer waits for some.
     full: Option<AsyncFd<OwnedFd>>,
+    /// Whoever has more to write with this had a turn.
+    gathered: bool,
 }
 
 impl Stream {
@@ -29,12 +31,17 @@ impl Stream {
         tokio::net::UnixStream::connect(path).await?.try_into()
     }
 
-    /// Tries `write` until there is room for something.
+    /// Tries `write` until there is room for something, a turn later. A gRPC request is handed in by two tasks, its headers
+    /// first: written one by one the receiver wakes up for headers alone, and may take the sender's processor for it.
     fn poll_room(
         &mut self,
         cx: &mut Context<'_>,
         mut write: impl FnMut(&UnixStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        if !std::mem::replace(&mut self.gathered, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             let full = match write(self.socket.get_ref()) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => match &self.full {
@@ -46,7 +53,7 @@ impl Stream {
                 },
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 done => {
-                    self.full = None;
+                    (self.full, self.gathered) = (None, false);
                     return Poll::Ready(done);
                 }
             };
@@ -62,7 +69,7 @@ impl TryFrom<tokio::net::UnixStream> for Stream {
 
     /// Takes over a connection, as one that was accepted.
     fn try_from(stream: tokio::net::UnixStream) -> io::Result<Self> {
-        Ok(Self { socket: register(stream.into_std()?, Interest::READABLE)?, full: None })
+        Ok(Self { socket: register(stream.into_std()?, Interest::READABLE)?, full: None, gathered: false })
     }
 }
 
