@@ -4,6 +4,8 @@
 CTL := target/release/fsb-ctl
 CARGO ?= cargo
 SCENARIO ?= start
+# What the bench compares with and Debian does not have.
+PEERS := target/peers
 
 .PHONY: help setup build run stop test bench lint
 
@@ -26,9 +28,16 @@ stop: ## stop the local node and remove all that it made
 test: setup build ## run every test, those that need root too
 	FSB_REQUIRE_ROOT=1 $(CARGO) test --release --workspace
 
-bench: build ## measure starts beside fork+exec, bwrap, crun, runc and containerd; SCENARIO="all --json DIR" for all there is
+bench: build $(PEERS)/bin/youki ## measure starts beside fork+exec, bwrap, crun, runc, youki and containerd; SCENARIO="all --json DIR" for all there is
 	@scripts/setup bubblewrap containerd crun runc util-linux
-	target/release/fsb-bench $(SCENARIO)
+	PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" target/release/fsb-bench $(SCENARIO)
+
+# Debian has no package of it. Where it cannot be had, the bench says that it is missing.
+$(PEERS)/bin/youki:
+	@scripts/setup libseccomp-dev pkg-config
+	@echo "building youki to compare with: about 4 minutes, once"
+	@$(CARGO) install --quiet --locked --root $(PEERS) --no-default-features --features v1,v2,seccomp youki@0.7.0 \
+	|| echo "youki could not be built, it is left out"
 
 lint: ## check format, lints and, if cargo-deny is installed, dependencies
 	$(CARGO) fmt --all --check
