@@ -16,7 +16,7 @@ const SCENARIOS: [&[&str]; 10] = [
     &["contention"],
     &["churn", "--cycles", "100000", "--soak-seconds", "900"],
     &["density"],
-    &["logs"],
+    &["logs", "--rounds", "3"],
     &["rpc"],
     &["schedule"],
     &["recover", "--n", "200,1000"],
