@@ -9,7 +9,7 @@ use fsb_host::wire::{
     decode, encode,
 };
 use fsb_host::{pidfd, socket};
-use fsb_park::handoff::{HEADER, Header, INLINE, Stage as HandoffStage, Strings};
+use fsb_park::handoff::{HEADER, Header, INLINE, Stage as HandoffStage, Strings, roused_from};
 use nix::sys::signal::Signal;
 use nix::sys::socket::MsgFlags;
 use std::collections::BTreeMap;
@@ -343,13 +343,16 @@ fn tell(state: &State, message: &FromKeeper, fds: &[i32]) {
     }
 }
 
-/// The parked process: reads one hand-off and does what it says.
+/// The parked process: reads one hand-off, roused before or not, and does what it says.
 fn park(shared: &Mutex<State>, id: &str, ctl: OwnedFd, log: PathBuf) {
     let mut buffer = vec![0; HEADER + INLINE];
-    let Ok((n, fds)) = socket::recv(&ctl, &mut buffer, MsgFlags::empty()) else { return };
-    if n == 0 {
-        return;
-    }
+    let (n, fds) = loop {
+        match socket::recv(&ctl, &mut buffer, MsgFlags::empty()) {
+            Err(_) | Ok((0, _)) => return,
+            Ok((n, _)) if roused_from(&buffer[..n]).is_some() => {}
+            Ok(handoff) => break handoff,
+        }
+    };
     let header = Header::read(&buffer[..n]).unwrap();
     let mut body = buffer[HEADER..n].to_vec();
     if let Some(fd) = fds.into_iter().next() {

@@ -28,6 +28,10 @@ async fn a_warm_start_takes_any_command_environment_and_directory() {
         assert!(handed.env.iter().any(|have| have == entry), "{entry} in {:?}", handed.env);
     }
     node.stocked(2).await;
+    // The image is known by now: this one is roused before its hand-off comes.
+    let roused = node.agent.start(self::request("next")).await.unwrap();
+    assert_eq!(node.keeper.handed(&roused.instance_id).argv, ["next"]);
+    node.stocked(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
