@@ -215,6 +215,7 @@ impl Agent {
             state.source = source;
             state.cgroups = paused.made.cgroups.clone();
             state.pidfd = Some(paused.pidfd.clone());
+            state.mounts = paused.mounts.clone();
             state.pin = Some(image.shelf.pin.clone());
         }
         lock(&self.instances).insert(id.clone(), instance.clone());

@@ -7,6 +7,7 @@ use crate::images::ImagePin;
 use crate::lock;
 use fsb_host::wire::{Binding, End};
 use fsb_proto::agent;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -43,6 +44,8 @@ pub(crate) struct State {
     pub(crate) source: agent::Source,
     pub(crate) cgroups: Vec<PathBuf>,
     pub(crate) pidfd: Option<Arc<OwnedFd>>,
+    /// As in [`crate::keeper::Paused`].
+    pub(crate) mounts: Option<Arc<File>>,
     /// Its slot and ports, until its container is gone.
     pub(crate) ticket: Option<Ticket<Arc<Instance>>>,
     /// Unix milliseconds, 0 = not yet.
@@ -89,6 +92,7 @@ impl Instance {
                 source: agent::Source::Unknown,
                 cgroups: Vec::new(),
                 pidfd: None,
+                mounts: None,
                 ticket: None,
                 started_at_ms: 0,
                 in_keeper: false,

@@ -13,6 +13,7 @@ use fsb_host::wire::{
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -34,11 +35,15 @@ pub(crate) struct Paused {
     /// The control end: the hand-off goes in, end-of-file or an errno comes back.
     pub(crate) ctl: AsyncFd<OwnedFd>,
     pub(crate) pidfd: Arc<OwnedFd>,
+    /// Its mount namespace: unmounting everything in there takes longer than all else of a process's end, and would
+    /// otherwise be done by the process when it exits, while others start. `None` where it has ended already.
+    pub(crate) mounts: Option<Arc<File>>,
 }
 
 impl Paused {
     fn new(made: Made, ctl: OwnedFd, pidfd: OwnedFd) -> std::io::Result<Self> {
-        Ok(Self { made, ctl: async_fd::register(ctl, Interest::READABLE)?, pidfd: Arc::new(pidfd) })
+        let mounts = File::open(format!("/proc/{}/ns/mnt", made.pid)).ok().map(Arc::new);
+        Ok(Self { made, ctl: async_fd::register(ctl, Interest::READABLE)?, pidfd: Arc::new(pidfd), mounts })
     }
 }
 

@@ -54,6 +54,9 @@ impl Agent {
                 let (agent, instance) = &there;
                 cgroup::remove(&cgroups, PATIENCE)?;
                 released.call_once(|| agent.release(instance));
+                let mounts = instance.state().mounts.take();
+                // The last hold on it: this unmounts.
+                drop(mounts);
                 layer::remove(&layer)
             };
             if !agent.insist(&id, work).await {
@@ -105,11 +108,12 @@ impl Agent {
     pub(crate) fn discard(self: &Arc<Self>, paused: Paused) {
         let agent = self.clone();
         self.tracker.spawn(async move {
-            stop::kill_now(&paused.pidfd);
-            ended(&paused.pidfd).await;
-            let remains =
-                Remains { cgroups: paused.made.cgroups.clone(), layer: agent.config.paths.layer(&paused.made.id) };
-            agent.reap_remains(paused.made.id.clone(), remains);
+            let Paused { made, pidfd, mounts, .. } = paused;
+            drop(mounts);
+            stop::kill_now(&pidfd);
+            ended(&pidfd).await;
+            let remains = Remains { cgroups: made.cgroups, layer: agent.config.paths.layer(&made.id) };
+            agent.reap_remains(made.id, remains);
         });
     }
 

@@ -79,6 +79,9 @@ impl Taken {
                 (state.id.to_string(), state.pidfd.clone()?, state.cgroups.clone())
             }
         };
+        // Nothing to hold the process's end back for.
+        let mounts = self.instance.state().mounts.take();
+        drop(mounts);
         stop::kill_now(&pidfd);
         reaper::ended(&pidfd).await;
         // The keeper writes the log; after its word that it is complete no file comes back.

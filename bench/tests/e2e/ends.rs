@@ -1,8 +1,8 @@
 //! How a sandbox ends, and what is kept of it.
 
-use crate::node::{Calls, Node, block_on, shell};
+use crate::node::{Calls, Node, PATIENCE, block_on, shell};
 use fsb_proto::fastpath::{Resources, UpdateRequest, update_request::Update};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tonic::Code;
 
 #[test]
@@ -146,6 +146,34 @@ fn a_thousand_short_sandboxes_leave_no_process_mount_cgroup_file_or_descriptor()
         }
     });
     node.finish();
+}
+
+#[test]
+fn what_a_sandbox_had_mounted_is_unmounted_by_the_agent_and_not_by_its_last_process() {
+    let node = Node::up(&[]);
+    node.ctl_ok(&["run", "s", "--image", "busybox", "--", "sh", "-c", "readlink /proc/self/ns/mnt; sleep 1000"]);
+    let mut mounts = String::new();
+    eventually("it says where it is", || {
+        mounts = node.ctl_ok(&["logs", "s"]).trim().to_owned();
+        !mounts.is_empty()
+    });
+    let agent = node.pids("fsb-agent")[0];
+    let held = || {
+        let held = std::fs::read_dir(format!("/proc/{agent}/fd")).unwrap().flatten();
+        held.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == mounts.as_str())).count()
+    };
+    assert_eq!(held(), 1, "{mounts}");
+    node.ctl_ok(&["rm", "s", "--force", "--wait"]);
+    eventually("its mount namespace is gone", || held() == 0);
+    node.finish();
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Things that would grow if any were left behind.
