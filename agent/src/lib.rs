@@ -20,6 +20,7 @@ mod launched;
 mod logs;
 mod lost;
 mod metrics;
+mod opened;
 mod order;
 mod outcome;
 mod plugins;

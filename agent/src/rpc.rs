@@ -30,23 +30,9 @@ pub(crate) struct Service(pub(crate) Arc<Agent>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// How long the caller waits: its `grpc-timeout` (a number of at most eight digits and a unit), or the default.
+/// How long the caller waits, or the default.
 fn deadline(metadata: &MetadataMap) -> Duration {
-    let parse = |text: &str| {
-        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let number: u64 = (number.len() <= 8).then(|| number.parse().ok())??;
-        Some(match unit {
-            "H" => Duration::from_secs(number * 3600),
-            "M" => Duration::from_secs(number * 60),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        })
-    };
-    let asked = metadata.get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
-    asked.unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE)
+    fsb_rpc::timeout_of(metadata.as_ref()).unwrap_or(DEFAULT_DEADLINE).min(LONGEST_DEADLINE)
 }
 
 /// Runs what changes something apart from its caller, so that a client that goes away leaves nothing half done.

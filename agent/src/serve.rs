@@ -2,22 +2,27 @@
 
 use crate::Agent;
 use crate::http;
+use crate::opened::Opened;
 use crate::rpc::Service;
-use anyhow::Context;
+use anyhow::Context as _;
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use fsb_proto::agent::agent_service_server::AgentServiceServer;
-use fsb_unix::Stream;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use axum::http::{Request, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use fsb_proto::agent::agent_service_server::{AgentServiceServer, SERVICE_NAME};
+use fsb_rpc::{Pings, Stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, TryFutureExt};
+use http_body::Body;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -25,14 +30,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::Instrument;
+use tracing::instrument::Instrumented;
 
 /// The longest gRPC message: a create at the kernel's limit for arguments and environment.
 const LONGEST_MESSAGE: usize = 4 << 20;
 /// Connections at a time; the next one waits in the listen queue.
 const CONNECTIONS: usize = 1024;
 /// A peer that is gone without a word is noticed after these two: also what "no controller watches" rests on.
-const PING_EVERY: Duration = Duration::from_secs(3);
-const PING_TIMEOUT: Duration = Duration::from_secs(4);
+const PINGS: Pings = Pings { every: Duration::from_secs(3), timeout: Duration::from_secs(4) };
 /// How long a client may take to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,50 +100,74 @@ fn bind_unix(socket: &Path) -> std::io::Result<UnixListener> {
 
 /// Serves until `stop` is cancelled; then connections may finish what they are at.
 pub async fn serve(agent: Arc<Agent>, listeners: Listeners, stop: CancellationToken) {
-    let service = AgentServiceServer::new(Service(agent.clone()))
+    let calls = AgentServiceServer::new(Service(agent.clone()))
         .max_decoding_message_size(LONGEST_MESSAGE)
         .max_encoding_message_size(usize::MAX);
-    let mut app =
-        tonic::service::Routes::new(service).into_axum_router().merge(http::router(agent)).fallback(nothing_here);
-    if fsb_telemetry::is_tracing() {
-        app = app.layer(middleware::from_fn(traced));
-    }
+    let pages = http::router(agent).fallback(nothing_here);
+    let app = App { calls, pages, token: None };
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let unix = accept(listeners.unix, app.clone(), room.clone(), stop.clone());
     match listeners.tcp {
         None => unix.await,
         Some((listener, token)) => {
-            let app = app.layer(middleware::from_fn_with_state(token, guard));
-            tokio::join!(unix, accept(listener, app, room, stop));
+            tokio::join!(unix, accept(listener, App { token: Some(token), ..app }, room, stop));
         }
     }
 }
 
-/// Each request is a span, of its caller's trace.
-async fn traced(request: Request, next: Next) -> Response {
-    let span = fsb_telemetry::request_span(&request);
-    next.run(request).instrument(span).await
+/// What answers: gRPC's calls, and pages.
+#[derive(Clone)]
+struct App {
+    calls: AgentServiceServer<Service>,
+    pages: Router,
+    /// What a request must show.
+    token: Option<Arc<str>>,
 }
 
-/// Lets only requests with the token through.
-async fn guard(State(token): State<Arc<str>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    if same(given.as_bytes(), token.as_bytes()) {
-        return next.run(request).await;
+impl<B> tonic::codegen::Service<Request<B>> for App
+where
+    B: Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + 'static,
+{
+    type Response = Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Instrumented<BoxFuture<'static, Result<Self::Response, Infallible>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
-    let message = "a bearer token is needed; hint: Authorization: Bearer <token>";
-    refuse(&request, StatusCode::UNAUTHORIZED, Status::unauthenticated(message))
+
+    /// Each request is a span, of its caller's trace.
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let span = fsb_telemetry::request_span(&request);
+        let _within = span.enter();
+        let answer = if self.token.as_ref().is_some_and(|token| !has(&request, token)) {
+            let message = "a bearer token is needed; hint: Authorization: Bearer <token>";
+            let refused = refuse(&request, StatusCode::UNAUTHORIZED, Status::unauthenticated(message));
+            std::future::ready(Ok(refused.map(tonic::body::Body::new))).boxed()
+        } else if request.uri().path().strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME)) {
+            self.calls.call(request)
+        } else {
+            let page = self.pages.call(request.map(axum::body::Body::new));
+            page.map_ok(|page| page.map(tonic::body::Body::new)).boxed()
+        };
+        answer.instrument(span.clone())
+    }
+}
+
+/// Whether the request shows the token.
+fn has<B>(request: &Request<B>, token: &str) -> bool {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    same(given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().as_bytes(), token.as_bytes())
 }
 
 /// For paths that are neither a call nor a page.
-async fn nothing_here(request: Request) -> Response {
+async fn nothing_here(request: Request<axum::body::Body>) -> axum::response::Response {
     let message = format!("there is nothing at {}", request.uri().path());
     refuse(&request, StatusCode::NOT_FOUND, Status::unimplemented(message))
 }
 
 /// An error in the words of whoever asks: a gRPC status, or JSON.
-fn refuse(request: &Request, code: StatusCode, status: Status) -> Response {
+fn refuse<B>(request: &Request<B>, code: StatusCode, status: Status) -> axum::response::Response {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
         return status.into_http();
@@ -177,7 +206,7 @@ impl Accept for TcpListener {
     }
 }
 
-async fn accept(listener: impl Accept, app: Router, room: Arc<Semaphore>, stop: CancellationToken) {
+async fn accept(listener: impl Accept, app: App, room: Arc<Semaphore>, stop: CancellationToken) {
     loop {
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         let stream = tokio::select! {
@@ -203,27 +232,27 @@ async fn accept_failed(error: std::io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    app: Router,
-    stop: CancellationToken,
-) {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(4096);
-    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+/// HTTP/2 is gRPC's, HTTP/1 that of people and scripts; the first bytes tell.
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, app: App, stop: CancellationToken) {
+    let stream = match tokio::time::timeout(HEADER_TIMEOUT, Opened::read(stream)).await {
+        Ok(Ok(stream)) => stream,
+        // Gone, or silent, before it said anything.
+        Ok(Err(_)) | Err(_) => return,
+    };
+    let result: Result<(), tonic::codegen::StdError> = if stream.is_http2() {
+        fsb_rpc::serve(stream, app, PINGS, stop.cancelled()).await.map_err(Into::into)
+    } else {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)));
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
+        .map_err(Into::into)
     };
     if let Err(error) = result {
         tracing::debug!(error, "a connection ended");

@@ -6,7 +6,7 @@ use crate::payload::parse_stamp;
 use anyhow::{Context, bail};
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent as wire, fastpath};
-use fsb_unix::{Connector, sturdy};
+use fsb_rpc::{Address, Channel};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint};
 
 /// The longest that anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,12 +27,9 @@ pub fn runtime() -> std::io::Result<Rc<Runtime>> {
 
 /// A connection over a unix socket, opened before it is returned.
 pub async fn channel(socket: &Path) -> anyhow::Result<Channel> {
-    // Stamps are read from logs that are then let go of, thousands of them on one connection.
-    let endpoint = sturdy(Endpoint::from_static("http://local").connect_timeout(PATIENCE));
-    endpoint
-        .connect_with_connector(Connector::new(socket))
-        .await
-        .with_context(|| format!("connect to {}", socket.display()))
+    let channel = Channel::new(Address::Unix(socket.to_owned()), PATIENCE, None);
+    channel.connect().await.with_context(|| format!("connect to {}", socket.display()))?;
+    Ok(channel)
 }
 
 /// An agent.

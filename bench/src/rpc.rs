@@ -10,11 +10,11 @@ use crate::refill::Meter;
 use anyhow::{Context, bail};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::{agent as agent_wire, fastpath};
+use fsb_rpc::Channel;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tonic::transport::Channel;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the stock may take to be full before a burst.

@@ -8,16 +8,16 @@ const MAY: [(&str, &[&str]); 12] = [
     ("fsb-proto", &[]),
     ("fsb-park", &[]),
     ("fsb-telemetry", &[]),
-    ("fsb-unix", &[]),
+    ("fsb-rpc", &[]),
     ("fsb-host", &["fsb-park"]),
     ("fsb-image", &["fsb-proto", "fsb-host"]),
     ("fsb-spawner", &["fsb-host"]),
     ("fsb-keeper", &["fsb-host"]),
     // The parked program for its tests only, which play one.
-    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry", "fsb-unix"]),
-    ("fsb-controller", &["fsb-proto", "fsb-telemetry", "fsb-unix"]),
-    ("fsb-ctl", &["fsb-proto", "fsb-unix"]),
-    ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller", "fsb-unix"]),
+    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry", "fsb-rpc"]),
+    ("fsb-controller", &["fsb-proto", "fsb-telemetry", "fsb-rpc"]),
+    ("fsb-ctl", &["fsb-proto", "fsb-rpc"]),
+    ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller", "fsb-rpc"]),
 ];
 
 /// Crate → outside crates that it must not depend on, even by way of others.

@@ -3,12 +3,11 @@
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
-use fsb_unix::{Connector, sturdy};
+use fsb_rpc::{Address, Channel};
 use std::time::Duration;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// How long any call may take that only looks or asks.
@@ -37,17 +36,13 @@ impl Interceptor for Bearer {
 
 /// Connects to a server.
 pub(crate) async fn channel(endpoint: &Endpoint) -> std::result::Result<Channel, String> {
-    let uri = match endpoint {
-        Endpoint::Unix(_) => "http://localhost".to_owned(),
-        Endpoint::Tcp(address) => format!("http://{address}"),
+    let to = match endpoint {
+        Endpoint::Unix(path) => Address::Unix(path.clone()),
+        Endpoint::Tcp(address) => Address::Tcp(address.parse().map_err(|error| root_cause(&error))?),
     };
-    let to = tonic::transport::Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
-    let to = sturdy(to.connect_timeout(CONNECT));
-    let connected = match endpoint {
-        Endpoint::Unix(path) => to.connect_with_connector(Connector::new(path)).await,
-        Endpoint::Tcp(_) => to.connect().await,
-    };
-    connected.map_err(|error| root_cause(&error))
+    let channel = Channel::new(to, CONNECT, None);
+    channel.connect().await.map_err(|error| root_cause(&error))?;
+    Ok(channel)
 }
 
 /// Connects to the controller of the settings.
@@ -99,7 +94,6 @@ pub(crate) fn failure(settings: &Settings, status: &Status) -> Failure {
         Code::Unavailable | Code::Unknown if from_transport => {
             return unreachable(settings, &root_cause(status));
         }
-        Code::Cancelled if from_transport => Failure::new("the controller did not answer in time"),
         Code::DeadlineExceeded => Failure::new(format!("it took too long: {what}")),
         Code::Unimplemented => Failure::new(format!("the controller at {} cannot do this", settings.endpoint))
             .hint("it is older than this fsb-ctl, or another program"),

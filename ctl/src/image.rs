@@ -12,13 +12,13 @@ use fsb_proto::agent::{
     ImageInfo, ImportImageRequest, ListImagesRequest, PullImageRequest, PullProgress, RemoveImageRequest,
 };
 use fsb_proto::fastpath::PullPolicy;
+use fsb_rpc::Channel;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tonic::transport::Channel;
 
 /// An image of many gigabytes on a slow disk.
 const IMPORT: Duration = Duration::from_secs(1800);

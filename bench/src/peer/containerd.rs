@@ -15,6 +15,7 @@ use crate::payload::{Payload, read_stamp};
 use crate::workspace::Workspace;
 use crate::{clock, interrupt};
 use anyhow::{Context, bail};
+use fsb_rpc::Channel;
 use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -25,7 +26,6 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -14,10 +14,10 @@ use anyhow::Context;
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::{agent, fastpath};
+use fsb_rpc::Channel;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{SysconfVar, sysconf};
 use std::path::{Path, PathBuf};
-use tonic::transport::Channel;
 
 /// Calls that are not counted: connections, buffers and caches become what they are at work.
 const WARM_UP: usize = 200;

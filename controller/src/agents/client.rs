@@ -3,11 +3,12 @@
 use crate::error::Error;
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent, fastpath};
-use fsb_unix::{Connector, sturdy};
+use fsb_rpc::{Address, Channel};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tonic::codegen::http::Uri;
+use tonic::codegen::http::uri::Authority;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
 
 /// Where an agent is reached.
@@ -15,8 +16,8 @@ use tonic::{Request, Status, Streaming};
 pub enum Target {
     /// A unix socket: who may open it may use it.
     Unix(PathBuf),
-    /// `http://host:port`, with the agents' token.
-    Http(String),
+    /// A TCP port, with the agents' token.
+    Http(Authority),
 }
 
 impl Target {
@@ -26,7 +27,8 @@ impl Target {
         let uri: Uri = address.parse().map_err(|_| wrong("must be http://host[:port]"))?;
         let host =
             uri.host().filter(|_| uri.scheme_str() == Some("http")).ok_or(wrong("must be http://host[:port]"))?;
-        Ok(Target::Http(format!("http://{host}:{}", uri.port_u16().unwrap_or(default_port))))
+        let authority = format!("{host}:{}", uri.port_u16().unwrap_or(default_port)).parse();
+        Ok(Target::Http(authority.map_err(|_| wrong("must be http://host[:port]"))?))
     }
 }
 
@@ -34,7 +36,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Target::Unix(path) => write!(f, "{}", path.display()),
-            Target::Http(address) => f.write_str(address),
+            Target::Http(authority) => write!(f, "http://{authority}"),
         }
     }
 }
@@ -62,28 +64,18 @@ impl Client {
     /// A client that has not connected yet. `lost_after` bounds how long a dead connection goes unnoticed, `deadline`
     /// is that of every call but create.
     pub fn new(target: &Target, token: Option<&str>, lost_after: Duration, deadline: Duration) -> Result<Self, Error> {
-        let wrong = |why: String| Error::AgentAddress { address: target.to_string(), why };
-        let uri = match target {
-            Target::Unix(_) => "http://agent.invalid".to_owned(),
-            Target::Http(address) => address.clone(),
+        let to = match target {
+            Target::Unix(path) => Address::Unix(path.clone()),
+            Target::Http(authority) => Address::Tcp(authority.clone()),
         };
-        let endpoint = Endpoint::from_shared(uri)
-            .map_err(|error| wrong(error.to_string()))?
-            .connect_timeout(lost_after.min(Duration::from_secs(2)))
-            .http2_keep_alive_interval(lost_after / 3)
-            .keep_alive_timeout(lost_after / 3)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true);
-        let endpoint = sturdy(endpoint);
-        let (channel, bearer) = match target {
-            Target::Unix(path) => (endpoint.connect_with_connector_lazy(Connector::new(path)), None),
-            Target::Http(_) => {
-                let bearer = token.map(|token| format!("Bearer {token}").parse()).transpose();
-                let bearer =
-                    bearer.map_err(|_| wrong("the agents' token has characters that cannot be sent".into()))?;
-                (endpoint.connect_lazy(), bearer)
-            }
-        };
+        // A unix socket asks for no token: who may open it may use it.
+        let token = token.filter(|_| matches!(target, Target::Http(_)));
+        let bearer = token.map(|token| format!("Bearer {token}").parse()).transpose();
+        let bearer = bearer.map_err(|_| Error::AgentAddress {
+            address: target.to_string(),
+            why: "the agents' token has characters that cannot be sent".into(),
+        })?;
+        let channel = Channel::new(to, lost_after.min(Duration::from_secs(2)), Some(lost_after / 3));
         let inner = AgentServiceClient::new(channel).max_decoding_message_size(64 << 20);
         Ok(Self { inner, bearer, deadline })
     }
@@ -173,8 +165,9 @@ mod tests {
 
     #[test]
     fn an_address_without_a_port_gets_the_agents_port() {
-        assert_eq!(Target::http("http://10.0.0.1", 5758).unwrap(), Target::Http("http://10.0.0.1:5758".into()));
-        assert_eq!(Target::http("http://10.0.0.1:1", 5758).unwrap(), Target::Http("http://10.0.0.1:1".into()));
+        assert_eq!(Target::http("http://10.0.0.1", 5758).unwrap().to_string(), "http://10.0.0.1:5758");
+        assert_eq!(Target::http("http://10.0.0.1:1", 5758).unwrap().to_string(), "http://10.0.0.1:1");
+        assert_eq!(Target::http("http://[::1]", 5758).unwrap().to_string(), "http://[::1]:5758");
         for bad in ["10.0.0.1", "https://10.0.0.1", "http://", "unix:/x"] {
             assert!(Target::http(bad, 5758).is_err(), "{bad}");
         }

@@ -1,5 +1,6 @@
 //! The controller's life: open the claims, watch the agents, admit, serve, stop.
 
+mod grpc;
 mod http;
 mod listen;
 
@@ -11,20 +12,17 @@ use crate::error::Error;
 use crate::fast_path::{FastPath, Tokens};
 use crate::reconcile;
 use fsb_proto::fastpath::fast_path_service_server::FastPathServiceServer;
-use fsb_unix::Stream;
+use fsb_rpc::Stream;
+use futures_util::{StreamExt, TryStreamExt};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::Server;
 
 /// The largest request. Argument lists over the kernel's limit are refused with a sentence, so they have to be read.
 const MAX_REQUEST: usize = 32 << 20;
-/// A connection whose peer does not answer for so long is closed.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// A controller that serves.
 pub struct Controller {
@@ -90,30 +88,16 @@ impl Controller {
         let service = FastPathServiceServer::new(FastPath::new(core.clone(), tokens))
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
-        let server = || {
-            Server::builder()
-                .http2_keepalive_interval(Some(KEEP_ALIVE))
-                .http2_keepalive_timeout(Some(KEEP_ALIVE))
-                .tcp_nodelay(true)
-                .trace_fn(fsb_telemetry::request_span)
-                .add_service(service.clone())
-        };
+        let fast_path = grpc::Traced(service);
         if let Some(listener) = tcp {
-            let (stop, router) = (core.stop.clone(), server());
-            tasks.spawn(async move {
-                let served = router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled());
-                report_end("fast path over TCP", served.await);
-            });
+            let incoming = TcpListenerStream::new(listener).inspect_ok(|stream| drop(stream.set_nodelay(true)));
+            tasks.spawn(grpc::serve(incoming, fast_path.clone(), core.stop.clone()));
         }
         let mut socket = None;
         if let Some((listener, at)) = unix {
             socket = Some(at);
-            let (stop, router) = (core.stop.clone(), server());
-            tasks.spawn(async move {
-                let incoming = UnixListenerStream::new(listener).map(|accepted| Stream::try_from(accepted?));
-                let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled());
-                report_end("fast path over the unix socket", served.await);
-            });
+            let incoming = UnixListenerStream::new(listener).map(|accepted| Stream::try_from(accepted?));
+            tasks.spawn(grpc::serve(incoming, fast_path, core.stop.clone()));
         }
         let plain = [
             (metrics, http::metrics(core.clone())),

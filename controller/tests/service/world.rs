@@ -7,14 +7,13 @@ use fsb_controller::config::Timing;
 use fsb_controller::{Config, Controller};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::*;
-use fsb_unix::{Connector, sturdy};
+use fsb_rpc::{Address, Channel};
 use futures_util::future::BoxFuture;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 /// Longer than anything here takes, shorter than anybody's patience.
@@ -266,7 +265,6 @@ pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn client(path: &Path) -> FastPathServiceClient<Channel> {
-    let endpoint = sturdy(Endpoint::from_static("http://controller.invalid"));
-    let channel = endpoint.connect_with_connector_lazy(Connector::new(path));
+    let channel = Channel::new(Address::Unix(path.to_owned()), PATIENCE, None);
     FastPathServiceClient::new(channel)
 }

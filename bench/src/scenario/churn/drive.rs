@@ -7,6 +7,7 @@ use crate::{agent, interrupt};
 use anyhow::{Context, bail};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::{self, SandboxInfo, watch_event::Event};
+use fsb_rpc::Channel;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
-use tonic::transport::Channel;
 
 /// The longest that a step of a cycle may take.
 const PATIENCE: Duration = Duration::from_secs(20);

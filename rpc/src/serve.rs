@@ -1,0 +1,107 @@
+//! The server's side of a connection.
+
+use crate::body::{self, Incoming};
+use bytes::Bytes;
+use h2::Ping;
+use h2::server::SendResponse;
+use http::{Request, Response};
+use http_body::Body;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::codegen::Service;
+
+/// How much of a request may be on its way that nobody has read, in bytes, for each and for all together.
+const WINDOW: u32 = 1 << 20;
+/// Calls at a time on one connection.
+const CALLS: u32 = 4096;
+
+/// How a server finds out that a client is gone without a word.
+#[derive(Debug, Clone, Copy)]
+pub struct Pings {
+    /// How often the client is asked.
+    pub every: Duration,
+    /// How long it may take to answer.
+    pub timeout: Duration,
+}
+
+/// Serves one connection, each call in a task of its own, until the client closes it. Once `stop` is there no call is
+/// taken any more, and the connection ends with the last one. A call whose client has let go of it is dropped.
+///
+/// # Errors
+/// If the client breaks HTTP/2's rules, or goes away in the middle of something.
+pub async fn serve<T, S, B>(
+    stream: T,
+    service: S,
+    pings: Pings,
+    stop: impl Future<Output = ()>,
+) -> Result<(), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Send> + Send + 'static,
+{
+    let mut connection = h2::server::Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_concurrent_streams(CALLS)
+        .handshake(stream)
+        .await?;
+    let asked = connection.ping_pong();
+    let mut silent = pin!(async {
+        let Some(mut asked) = asked else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(pings.every).await;
+            if !matches!(tokio::time::timeout(pings.timeout, asked.ping(Ping::opaque())).await, Ok(Ok(_))) {
+                return;
+            }
+        }
+    });
+    let mut stop = pin!(stop);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            biased;
+            call = connection.accept() => match call {
+                None => return Ok(()),
+                Some(Err(error)) => return Err(error),
+                Some(Ok((request, respond))) => {
+                    let request = request.map(Incoming::from);
+                    tokio::spawn(answer(service.clone(), request, respond));
+                }
+            },
+            () = &mut stop, if !stopping => {
+                stopping = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut silent => return Ok(()),
+        }
+    }
+}
+
+async fn answer<S, B>(mut service: S, request: Request<Incoming>, mut respond: SendResponse<Bytes>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data = Bytes>,
+{
+    let mut ready = pin!(async {
+        let Ok(()) = poll_fn(|cx| service.poll_ready(cx)).await;
+        let Ok(response) = service.call(request).await;
+        response
+    });
+    let response = tokio::select! {
+        biased;
+        response = &mut ready => response,
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    let (head, body) = response.into_parts();
+    let is_all = body.is_end_stream();
+    if let Ok(mut stream) = respond.send_response(Response::from_parts(head, ()), is_all)
+        && !is_all
+    {
+        body::send(&mut stream, body).await;
+    }
+}
