@@ -17,6 +17,8 @@ use tonic::codegen::Service;
 const WINDOW: u32 = 1 << 20;
 /// Calls at a time on one connection.
 const CALLS: u32 = 4096;
+/// The most that the headers of a call may take, in bytes.
+const HEADERS: u32 = 16 << 10;
 
 /// How a server finds out that a client is gone without a word.
 #[derive(Debug, Clone, Copy)]
@@ -27,8 +29,9 @@ pub struct Pings {
     pub timeout: Duration,
 }
 
-/// Serves one connection, each call in a task of its own, until the client closes it. Once `stop` is there no call is
-/// taken any more, and the connection ends with the last one. A call whose client has let go of it is dropped.
+/// Serves one connection, each call in a task of its own, until the client closes it, or is silent for too long. Once
+/// `stop` is there no call is taken any more, and the connection ends with the last one. A call whose client has let go
+/// of it is dropped.
 ///
 /// # Errors
 /// If the client breaks HTTP/2's rules, or goes away in the middle of something.
@@ -44,12 +47,19 @@ where
     S::Future: Send,
     B: Body<Data = Bytes, Error: Send> + Send + 'static,
 {
-    let mut connection = h2::server::Builder::new()
+    let mut builder = h2::server::Builder::new();
+    builder
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(CALLS)
-        .handshake(stream)
-        .await?;
+        .max_header_list_size(HEADERS);
+    let mut stop = pin!(stop);
+    let mut connection = tokio::select! {
+        biased;
+        connection = builder.handshake(stream) => connection?,
+        () = &mut stop => return Ok(()),
+        () = tokio::time::sleep(pings.timeout) => return Ok(()),
+    };
     let asked = connection.ping_pong();
     let mut silent = pin!(async {
         let Some(mut asked) = asked else { return std::future::pending().await };
@@ -60,7 +70,6 @@ where
             }
         }
     });
-    let mut stop = pin!(stop);
     let mut stopping = false;
     loop {
         tokio::select! {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tonic::codegen::{Service, StdError};
 use tonic::{Code, Status};
@@ -213,6 +213,15 @@ async fn a_server_that_answers_no_ping_is_given_up() {
     let call = tokio::time::timeout(PATIENCE, world.call(request("/echo", b"")));
     call.await.expect("it waits for ever").unwrap_err();
     drop(silent);
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_given_up() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let pings = Pings { every: PATIENCE, timeout: Duration::from_millis(50) };
+    let served = serve(Stream::try_from(theirs).unwrap(), Echo::default(), pings, std::future::pending());
+    tokio::time::timeout(PATIENCE, served).await.expect("it is waited for for ever").unwrap();
+    drop(ours);
 }
 
 #[tokio::test]
