@@ -17,8 +17,6 @@ pub struct Stream {
     socket: AsyncFd<UnixStream>,
     /// The same socket, known to the event loop for room to write, while a writer waits for some.
     full: Option<AsyncFd<OwnedFd>>,
-    /// Whoever has more to write with this had a turn.
-    gathered: bool,
 }
 
 impl Stream {
@@ -30,17 +28,12 @@ impl Stream {
         tokio::net::UnixStream::connect(path).await?.try_into()
     }
 
-    /// Tries `write` until there is room for something, a turn later. A gRPC request is handed in by two tasks, its headers
-    /// first: written one by one the receiver wakes up for headers alone, and may take the sender's processor for it.
+    /// Tries `write` until there is room for something.
     fn poll_room(
         &mut self,
         cx: &mut Context<'_>,
         mut write: impl FnMut(&UnixStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        if !std::mem::replace(&mut self.gathered, true) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         loop {
             let full = match write(self.socket.get_ref()) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => match &self.full {
@@ -52,7 +45,7 @@ impl Stream {
                 },
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 done => {
-                    (self.full, self.gathered) = (None, false);
+                    self.full = None;
                     return Poll::Ready(done);
                 }
             };
@@ -68,7 +61,7 @@ impl TryFrom<tokio::net::UnixStream> for Stream {
 
     /// Takes over a connection, as one that was accepted.
     fn try_from(stream: tokio::net::UnixStream) -> io::Result<Self> {
-        Ok(Self { socket: register(stream.into_std()?, Interest::READABLE)?, full: None, gathered: false })
+        Ok(Self { socket: register(stream.into_std()?, Interest::READABLE)?, full: None })
     }
 }
 

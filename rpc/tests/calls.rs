@@ -6,6 +6,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -147,6 +148,46 @@ async fn what_is_larger_than_every_window_arrives_as_it_was_sent() {
     for length in [0, 1, 100_000, 8 << 20] {
         let sent: Vec<u8> = (0..length).map(|n: u32| (n % 251) as u8).collect();
         assert!(world.call(request("/echo", &sent)).await.unwrap() == sent, "{length} bytes");
+    }
+}
+
+/// Hands bytes on, one way, and says how often some came.
+fn relay(mut from: std::os::unix::net::UnixStream, mut to: std::os::unix::net::UnixStream) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 1 << 16];
+        while let Ok(n @ 1..) = from.read(&mut bytes) {
+            counter.fetch_add(1, Ordering::SeqCst);
+            to.write_all(&bytes[..n]).unwrap();
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    });
+    count
+}
+
+/// Whoever is woken up by headers alone may take the sender's processor for it, and then waits for the rest.
+#[tokio::test]
+async fn a_request_is_one_write_and_so_is_its_answer() {
+    let world = world(None);
+    let path = world.path.with_extension("relay");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let channel = Channel::new(Address::Unix(path), PATIENCE, None);
+    channel.connect().await.unwrap();
+    let client = listener.accept().unwrap().0;
+    let server = std::os::unix::net::UnixStream::connect(&world.path).unwrap();
+    let requests = relay(client.try_clone().unwrap(), server.try_clone().unwrap());
+    let answers = relay(server, client);
+    for round in 0..10 {
+        let before = (requests.load(Ordering::SeqCst), answers.load(Ordering::SeqCst));
+        let mut body = pin!(channel.clone().call(request("/echo", b"hello")).await.unwrap().into_body());
+        while poll_fn(|cx| body.as_mut().poll_frame(cx)).await.is_some() {}
+        // What the first one has to say about the connection itself.
+        if round > 0 {
+            let after = (requests.load(Ordering::SeqCst), answers.load(Ordering::SeqCst));
+            assert_eq!(after, (before.0 + 1, before.1 + 1), "round {round}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

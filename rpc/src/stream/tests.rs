@@ -86,17 +86,3 @@ async fn the_end_of_a_peer_is_seen_behind_its_last_bytes() {
     assert_eq!(server.read(&mut buffer).await.unwrap(), 0);
     assert!(server.write(b"x").await.is_err());
 }
-
-#[tokio::test]
-async fn a_write_waits_a_turn_for_what_comes_with_it() {
-    let (mut client, server, _dir) = pair().await;
-    let mut cx = Context::from_waker(std::task::Waker::noop());
-    for _ in 0..2 {
-        assert!(Pin::new(&mut client).poll_write(&mut cx, b"headers").is_pending());
-        let mut buffer = [0; 16];
-        let nothing = server.socket.get_ref().read(&mut buffer).unwrap_err();
-        assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
-        assert!(matches!(Pin::new(&mut client).poll_write(&mut cx, b"headers, body"), Poll::Ready(Ok(13))));
-        assert_eq!(server.socket.get_ref().read(&mut buffer).unwrap(), 13);
-    }
-}
