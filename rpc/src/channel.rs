@@ -1,8 +1,7 @@
 //! The client's side of a connection.
 
-use crate::{Incoming, Stream, timeout_of};
+use crate::{Incoming, Pings, Stream, timeout_of};
 use bytes::Bytes;
-use h2::Ping;
 use h2::client::{Connection, SendRequest};
 use http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use http::{Request, Response, Uri};
@@ -144,14 +143,11 @@ impl Inner {
 
 /// Reads and writes until the connection breaks, or nobody has a handle or a call any more. Calls under way then fail.
 async fn drive<T: AsyncRead + AsyncWrite + Unpin>(mut connection: Connection<T, Bytes>, ping: Option<Duration>) {
-    let pings = ping.zip(connection.ping_pong());
+    let pings = connection.ping_pong();
     let unanswered = async {
-        let Some((every, mut pings)) = pings else { return std::future::pending().await };
-        loop {
-            tokio::time::sleep(every).await;
-            if !matches!(tokio::time::timeout(every, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
-                return;
-            }
+        match ping {
+            Some(time) => Pings { every: time, timeout: time }.unanswered(pings).await,
+            None => std::future::pending().await,
         }
     };
     tokio::select! {

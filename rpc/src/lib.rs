@@ -12,12 +12,14 @@
 
 mod body;
 mod channel;
+mod pings;
 mod serve;
 mod stream;
 mod timeout;
 
 pub use body::Incoming;
 pub use channel::{Address, Channel};
-pub use serve::{Pings, serve};
+pub use pings::Pings;
+pub use serve::serve;
 pub use stream::Stream;
 pub use timeout::timeout_of;

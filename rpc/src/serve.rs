@@ -1,15 +1,14 @@
 //! The server's side of a connection.
 
+use crate::Pings;
 use crate::body::{self, Incoming};
 use bytes::Bytes;
-use h2::Ping;
 use h2::server::SendResponse;
 use http::{Request, Response};
 use http_body::Body;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::codegen::Service;
 
@@ -19,15 +18,6 @@ const WINDOW: u32 = 1 << 20;
 const CALLS: u32 = 4096;
 /// The most that the headers of a call may take, in bytes.
 const HEADERS: u32 = 16 << 10;
-
-/// How a server finds out that a client is gone without a word.
-#[derive(Debug, Clone, Copy)]
-pub struct Pings {
-    /// How often the client is asked.
-    pub every: Duration,
-    /// How long it may take to answer.
-    pub timeout: Duration,
-}
 
 /// Serves one connection, each call in a task of its own, until the client closes it, or is silent for too long. Once
 /// `stop` is there no call is taken any more, and the connection ends with the last one. A call whose client has let go
@@ -60,16 +50,7 @@ where
         () = &mut stop => return Ok(()),
         () = tokio::time::sleep(pings.timeout) => return Ok(()),
     };
-    let asked = connection.ping_pong();
-    let mut silent = pin!(async {
-        let Some(mut asked) = asked else { return std::future::pending().await };
-        loop {
-            tokio::time::sleep(pings.every).await;
-            if !matches!(tokio::time::timeout(pings.timeout, asked.ping(Ping::opaque())).await, Ok(Ok(_))) {
-                return;
-            }
-        }
-    });
+    let mut silent = pin!(pings.unanswered(connection.ping_pong()));
     let mut stopping = false;
     loop {
         tokio::select! {
