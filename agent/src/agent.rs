@@ -12,6 +12,7 @@ use crate::order::Order;
 use crate::outcome::UnderWay;
 use crate::pool::{self, Pool};
 use crate::reaper::Reaper;
+use crate::spares::{self, Spares};
 use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
 use crate::watch::Hub;
@@ -42,6 +43,7 @@ pub struct Agent {
     pub(crate) hub: Hub,
     pub(crate) metrics: Metrics,
     pub(crate) reaper: Reaper,
+    pub(crate) spares: Spares,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     uid: String,
@@ -74,6 +76,7 @@ impl Agent {
             hub: Hub::new(),
             metrics: Metrics::new(),
             reaper: Reaper::new(),
+            spares: Spares::find(&config.paths),
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             uid: config.uid.clone().unwrap_or_else(|| welcome.incarnation.clone()),
@@ -89,6 +92,7 @@ impl Agent {
         agent.tracker.spawn(collect::run(agent.clone()));
         agent.tracker.spawn(remove::run(agent.clone()));
         agent.tracker.spawn(lost::run(agent.clone()));
+        agent.tracker.spawn(spares::run(agent.clone()));
         agent.tracker.spawn(recover::sweep(agent.clone()));
         Ok(agent)
     }

@@ -76,7 +76,9 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(value: D
 struct CreateAnswer {
     success: bool,
     message: String,
+    /// As it was sent.
     sandbox_id: String,
+    instance_id: String,
     /// Unix seconds.
     created_at: i64,
 }
@@ -107,11 +109,13 @@ struct StatusAnswer {
 #[derive(Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 struct SandboxStatus {
+    /// The name that was sent over this interface, else the instance id.
     sandbox_id: String,
     claim_uid: String,
     phase: &'static str,
     message: String,
     created_at: i64,
+    instance_id: String,
 }
 
 /// An error as JSON, with the status that fits.
@@ -203,6 +207,7 @@ async fn create(State(agent): State<Arc<Agent>>, bytes: Bytes) -> Result<Json<Cr
         success: true,
         message: format!("{message} as instance {}", started.instance_id),
         sandbox_id,
+        instance_id: started.instance_id,
         created_at: if started.started_at_ms == 0 { now_ms() } else { started.started_at_ms } / 1000,
     }))
 }
@@ -246,11 +251,12 @@ fn sandbox_status(instance: Instance) -> SandboxStatus {
         _ => format!("{}: {}", instance.reason, instance.message),
     };
     SandboxStatus {
-        sandbox_id: if instance.alias.is_empty() { instance.instance_id } else { instance.alias },
+        sandbox_id: if instance.alias.is_empty() { instance.instance_id.clone() } else { instance.alias },
         claim_uid: instance.claim.unwrap_or_default().uid,
         phase,
         message,
         created_at: instance.created_at_ms / 1000,
+        instance_id: instance.instance_id,
     }
 }
 

@@ -5,10 +5,11 @@
 
 use crate::error::{Error, Result};
 use crate::pool::Shelf;
+use crate::spares::{Spare, Spares};
 use crate::{async_fd, lock, new_id};
 use fsb_host::socket;
 use fsb_host::wire::{
-    Binding, End, FromKeeper, How, MAX_MESSAGE, Made, Make, MakeFailed, Record, ToKeeper, decode, encode,
+    Binding, End, FromKeeper, How, MAX_MESSAGE, Made, Make, MakeFailed, Overlay, Record, ToKeeper, decode, encode,
 };
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
@@ -131,7 +132,7 @@ impl Keeper {
     /// Asks for a paused container for this shelf and waits for it. Given up on, the container arrives as `Unclaimed`.
     /// The keeper gets its own hold on the image, so that the layers stay below the container also while there is no
     /// agent.
-    pub(crate) async fn make(&self, shelf: &Shelf, how: Option<How>, urgent: bool) -> Result<Paused> {
+    pub(crate) async fn make(&self, shelf: &Shelf, how: Option<How>, urgent: bool, spares: &Spares) -> Result<Paused> {
         // Twice more where it was the spawner that died, not the recipe that failed.
         for _ in 0..3 {
             let restarts = self.spawner_restarts.load(Ordering::Relaxed);
@@ -139,13 +140,18 @@ impl Keeper {
             let (sender, receiver) = oneshot::channel();
             lock(&self.waiting).makes.insert(id.clone(), sender);
             let (recipe, lookups) = (shelf.recipe.clone(), shelf.lookups());
-            let make = Make { id: id.clone(), recipe, how, urgent, lookups };
+            let spare = if recipe.overlay == Overlay::Disk { spares.take() } else { None };
+            let offered = spare.as_ref().map(|spare| spare.id.clone());
+            let make = Make { id: id.clone(), recipe, how, urgent, lookups, spare: offered };
             if let Err(error) = self.send_with(&ToKeeper::Make(make), &[shelf.pin.as_fd().as_raw_fd()]).await {
                 lock(&self.waiting).makes.remove(&id);
                 return Err(error);
             }
             match receiver.await {
-                Ok(Ok(paused)) => return Ok(paused),
+                Ok(Ok(paused)) => {
+                    spare.into_iter().for_each(Spare::used);
+                    return Ok(paused);
+                }
                 Ok(Err(failed)) => {
                     let spawner_died =
                         failed.stage == "spawner" || self.spawner_restarts.load(Ordering::Relaxed) != restarts;

@@ -32,6 +32,7 @@ mod remove;
 mod rpc;
 mod runtime;
 mod serve;
+mod spares;
 mod stage;
 mod start;
 mod stop;

@@ -1,5 +1,9 @@
 //! An agent that no controller watches any more stops its AutoRecreate sandboxes itself, after as long as the
 //! controller waits before it starts them elsewhere: so none runs twice.
+//!
+//! The controller counts from ten seconds after the connection broke, the agent from when it has noticed, which a silent
+//! connection may put off by seven (its pings). What is left is too short for most grace periods: a sandbox that is to
+//! run elsewhere must be gone.
 
 use crate::Agent;
 use crate::instance::{Instance, Phase};
@@ -7,6 +11,9 @@ use crate::{lock, stop};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long such a sandbox may take to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Waits for controllers to go and to come back, until the agent stops. An agent that was never watched stops nothing.
 pub(crate) async fn run(agent: Arc<Agent>) {
@@ -18,7 +25,8 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             Some((due, instance)) if due <= Instant::now() => {
                 tracing::warn!(instance = %instance.id(), "no controller for too long: stopping it");
                 instance.state().binding.cut_off = true;
-                stop::begin(&agent, &instance, None);
+                let grace = instance.state().grace().min(GRACE);
+                stop::begin(&agent, &instance, Some(grace));
                 continue;
             }
             Some((due, _)) => due,

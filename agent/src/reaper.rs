@@ -48,16 +48,17 @@ impl Agent {
                 (state.id.clone(), state.cgroups.clone())
             };
             let (layer, released) = (agent.config.paths.layer(&id), Arc::new(Once::new()));
-            let there = (agent.clone(), instance.clone());
+            let there = (agent.clone(), instance.clone(), id.clone());
             // One trip to a worker for all of it: each one is two wake-ups.
             let work = move || {
-                let (agent, instance) = &there;
+                let (agent, instance, id) = &there;
                 cgroup::remove(&cgroups, PATIENCE)?;
                 released.call_once(|| agent.release(instance));
                 let mounts = instance.state().mounts.take();
+                let unmounted = mounts.is_some();
                 // The last hold on it: this unmounts.
                 drop(mounts);
-                layer::remove(&layer)
+                if unmounted { agent.spares.keep(id) } else { layer::remove(&layer) }
             };
             if !agent.insist(&id, work).await {
                 return;

@@ -28,6 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
@@ -105,12 +106,11 @@ pub async fn serve(agent: Arc<Agent>, listeners: Listeners, stop: CancellationTo
         .max_encoding_message_size(usize::MAX);
     let pages = http::router(agent).fallback(nothing_here);
     let app = App { calls, pages, token: None };
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let unix = accept(listeners.unix, app.clone(), room.clone(), stop.clone());
+    let unix = accept(listeners.unix, app.clone(), stop.clone());
     match listeners.tcp {
         None => unix.await,
         Some((listener, token)) => {
-            tokio::join!(unix, accept(listener, App { token: Some(token), ..app }, room, stop));
+            tokio::join!(unix, accept(listener, App { token: Some(token), ..app }, stop));
         }
     }
 }
@@ -206,17 +206,19 @@ impl Accept for TcpListener {
     }
 }
 
-async fn accept(listener: impl Accept, app: App, room: Arc<Semaphore>, stop: CancellationToken) {
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+async fn accept(listener: impl Accept, app: App, stop: CancellationToken) {
+    // Each listener has its own: who may only knock must not keep out who may come in.
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = TaskTracker::new();
+    while let Ok(permit) = room.clone().acquire_owned().await {
         let stream = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
         };
         match stream {
             Ok(stream) => {
                 let (app, stop) = (app.clone(), stop.clone());
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     connection(stream, app, stop).await;
                     drop(permit);
                 });
@@ -224,6 +226,9 @@ async fn accept(listener: impl Accept, app: App, room: Arc<Semaphore>, stop: Can
             Err(error) => accept_failed(error).await,
         }
     }
+    // What was asked before is answered.
+    connections.close();
+    connections.wait().await;
 }
 
 async fn accept_failed(error: std::io::Error) {

@@ -57,7 +57,8 @@ pub struct Started {
 pub(crate) async fn create(agent: &Arc<Agent>, order: Order, within: Duration) -> Result<Started, StartError> {
     let (answer, answered) = oneshot::channel();
     let agent = agent.clone();
-    let span = tracing::debug_span!("create", request = order.request_id, claim = order.binding.claim_uid);
+    // At a level that is always on: every event of a start says whose it is.
+    let span = tracing::error_span!("create", request = order.request_id, claim = order.binding.claim_uid);
     let tracker = agent.tracker.clone();
     tracker.spawn(
         async move {

@@ -62,6 +62,16 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Process {
+    /// Ends it, if it has not ended.
+    fn end(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         let end = Instant::now() + if self.ends { FAREWELL } else { Duration::ZERO };
         while Instant::now() < end {
             if matches!(self.child.try_wait(), Ok(Some(_))) {
@@ -103,6 +113,8 @@ impl Hub {
     /// A socket called `name` in `dir`.
     pub fn open(dir: &Path, name: &str) -> anyhow::Result<Self> {
         let path = dir.join(name);
+        // Of a helper before this one.
+        let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, path })
@@ -127,7 +139,7 @@ impl Hub {
                         other => bail!("{} did not get ready: {other:?}; see {}", process.name, log.display()),
                     }
                     process.ends = ends;
-                    return Ok(Helper { line: Some(line), process });
+                    return Ok(Helper { line: Some(line), process, again: None });
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     process.check(log)?;
@@ -144,10 +156,10 @@ impl Hub {
 }
 
 /// A helper that is set up. It ends when this is dropped.
-#[derive(Debug)]
 pub struct Helper {
     line: Option<Line>,
     process: Process,
+    again: Option<Box<dyn Fn() -> anyhow::Result<Self>>>,
 }
 
 impl Helper {
@@ -156,8 +168,21 @@ impl Helper {
         &self.process
     }
 
+    /// The same, but for one that is made anew when it does not answer any more.
+    pub fn restarted_by(mut self, again: impl Fn() -> anyhow::Result<Self> + 'static) -> Self {
+        self.again = Some(Box::new(again));
+        self
+    }
+
     /// One question, one answer.
     pub fn ask(&mut self, ask: &Ask) -> anyhow::Result<Answer> {
+        if let (None, Some(again)) = (&self.line, &self.again) {
+            // Its successor uses the same directories.
+            self.process.end();
+            let mut next = again()?;
+            next.again = self.again.take();
+            *self = next;
+        }
         let name = self.process.name.clone();
         let line = self.line.as_mut().with_context(|| format!("{name} is gone"))?;
         let answer = line.send(ask).and_then(|()| line.receive());

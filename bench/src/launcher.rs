@@ -76,8 +76,12 @@ impl Launcher {
         let cold = match args.hide_unified {
             true => None,
             false => Some(
-                Cold::prepare(&format!("{}/floor", args.cgroup), &args.root.join("floor-layers"), &rootfs)
-                    .context("prepare floor-cold")?,
+                Cold::prepare(
+                    &format!("{}/floor", args.cgroup),
+                    &args.root.join(format!("floor-layers-{}", std::process::id())),
+                    &rootfs,
+                )
+                .context("prepare floor-cold")?,
             ),
         };
         let name = if args.hide_unified { "crun" } else { "plain" };
@@ -121,7 +125,8 @@ impl Launcher {
             }
             _ => {
                 let runtime = Runtime::named(cell).with_context(|| format!("no such cell: {cell}"))?;
-                let command = self.bundles.run(runtime, payload, &format!("{cell}-{}", self.started))?;
+                let command =
+                    self.bundles.run(runtime, payload, &format!("{cell}-{}-{}", std::process::id(), self.started))?;
                 let program = Program::new(command)?;
                 wait();
                 finish(process::spawn(&program)?)

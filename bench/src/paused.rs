@@ -77,6 +77,7 @@ impl Holder {
                     how: Some(How::Cast),
                     urgent: false,
                     lookups: Vec::new(),
+                    spare: None,
                 };
                 self.send(&ToKeeper::Make(make))?;
             }

@@ -43,7 +43,7 @@ pub struct Unit {
     failed: u64,
     retried: u64,
     in_a_row: usize,
-    last_error: Option<String>,
+    first_error: Option<String>,
 }
 
 /// The cells of a run and their samples.
@@ -162,7 +162,7 @@ impl Unit {
             failed: 0,
             retried: 0,
             in_a_row: 0,
-            last_error: None,
+            first_error: None,
         }
     }
 
@@ -188,16 +188,20 @@ impl Unit {
                 Err(error) => {
                     self.failed += 1;
                     self.in_a_row += 1;
-                    self.last_error = Some(format!("{error:#}"));
+                    self.first_error.get_or_insert_with(|| format!("{error:#}"));
                 }
             }
         }
     }
 
     fn warning(&self, name: &str) -> Option<String> {
-        let error = self.last_error.as_ref()?;
+        let error = self.first_error.as_ref()?;
         let hopeless = if self.in_a_row >= HOPELESS { ", given up" } else { "" };
-        Some(format!("{name} {}: {} starts failed{hopeless}, the last with: {error}", self.payload.name(), self.failed))
+        Some(format!(
+            "{name} {}: {} starts failed{hopeless}, the first with: {error}",
+            self.payload.name(),
+            self.failed
+        ))
     }
 
     fn row(&self, cell: &dyn Cell) -> Row {
@@ -255,7 +259,7 @@ mod tests {
         let row = unit.row(&cell);
         assert_eq!((row.summary.unwrap().n, row.number("failed"), row.number("retried")), (2, Some(2.0), Some(1.0)));
         assert_eq!((row.number("cast"), row.number("stock")), (Some(2.0), Some(0.0)));
-        assert!(unit.warning("flaky").unwrap().contains("the last with: no"));
+        assert!(unit.warning("flaky").unwrap().contains("the first with: a stamp"));
     }
 
     #[test]

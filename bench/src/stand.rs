@@ -14,6 +14,7 @@ use crate::workspace::Workspace;
 use crate::{interrupt, lib_cells};
 use anyhow::{Context, bail};
 use std::cell::RefCell;
+use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
@@ -79,7 +80,7 @@ impl<'a> Stand<'a> {
                 let peer = Peer::named(name).context("no such runtime")?;
                 peer.find()?;
                 let launcher = match peer {
-                    Peer::Crun => Rc::new(RefCell::new(launcher(self.workspace, true)?)),
+                    Peer::Crun => Rc::new(RefCell::new(launcher(self.workspace.path(), self.workspace.name(), true)?)),
                     _ => self.launcher()?,
                 };
                 Box::new(Remote::new(name, peer.leaves_out(), &launcher))
@@ -103,7 +104,7 @@ impl<'a> Stand<'a> {
 
     fn launcher(&mut self) -> anyhow::Result<Rc<RefCell<Helper>>> {
         if self.launcher.is_none() {
-            self.launcher = Some(Rc::new(RefCell::new(launcher(self.workspace, false)?)));
+            self.launcher = Some(Rc::new(RefCell::new(launcher(self.workspace.path(), self.workspace.name(), false)?)));
         }
         self.launcher.clone().context("no launcher")
     }
@@ -136,14 +137,20 @@ impl<'a> Stand<'a> {
     }
 }
 
-/// Starts a launcher.
-fn launcher(workspace: &Workspace, hide_unified: bool) -> anyhow::Result<Helper> {
+/// Starts a launcher, and another one when it does not answer: one start that hangs is not to take the others with it.
+fn launcher(root: &Path, cgroup: &str, hide_unified: bool) -> anyhow::Result<Helper> {
+    let (again, again_cgroup) = (root.to_owned(), cgroup.to_owned());
+    let first = launcher_once(root, cgroup, hide_unified)?;
+    Ok(first.restarted_by(move || launcher_once(&again, &again_cgroup, hide_unified)))
+}
+
+fn launcher_once(root: &Path, cgroup: &str, hide_unified: bool) -> anyhow::Result<Helper> {
     let name = if hide_unified { "launcher-crun" } else { "launcher" };
-    let hub = Hub::open(workspace.path(), &format!("{name}.sock"))?;
-    let log = workspace.path().join(format!("{name}.out"));
+    let hub = Hub::open(root, &format!("{name}.sock"))?;
+    let log = root.join(format!("{name}.out"));
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("launcher").arg("--connect").arg(hub.path()).arg("--root").arg(workspace.path());
-    command.arg("--cgroup").arg(workspace.name());
+    command.arg("launcher").arg("--connect").arg(hub.path()).arg("--root").arg(root);
+    command.arg("--cgroup").arg(cgroup);
     if hide_unified {
         command.arg("--hide-unified");
     }

@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Becomes a member of cgroups as the real one does, leaves a layer, a record and a child behind.
+/// Becomes a member of cgroups as the real one does, leaves a layer, a record and a child behind, and ends when asked.
 const KEEPER: &str = r#"#!/bin/sh
 env > "$FSB_LOG_DIR/$POD_NAME.next"
 mv "$FSB_LOG_DIR/$POD_NAME.next" "$FSB_LOG_DIR/$POD_NAME.env"
@@ -27,8 +27,9 @@ done
 mkdir -p "$FSB_STATE_DIR/$POD_NAME/layers/x" "$FSB_RUN_DIR/$POD_NAME/records"
 mount -t tmpfs none "$FSB_STATE_DIR/$POD_NAME/layers/x"
 echo "$POD_UID" > "$FSB_STATE_DIR/$POD_NAME/layers/$POD_UID"
+trap 'touch "$FSB_LOG_DIR/$POD_NAME.asked"; exit' TERM
 sleep 100000 &
-sleep 100000
+wait
 "#;
 
 /// The socket is the test's own controller.
@@ -211,10 +212,30 @@ fn system(line: &str) -> String {
     stdout(&output)
 }
 
-/// What the switch for forwarding says; `None` while a node needs it that is none of ours.
+/// The switch for forwarding and what hangs on it; `None` while a node needs it that is none of ours.
 fn forwarding() -> Option<String> {
     let free = !Path::new("/run/fast-sandbox.forwarding").exists();
-    free.then(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap())
+    let settings = "ip_forward conf/all/accept_redirects conf/default/forwarding conf/lo/forwarding";
+    free.then(|| system(&format!("cd /proc/sys/net/ipv4 && grep . {settings}")))
+}
+
+/// A setting of its own for one interface, as an administrator may have made it; put back in the end.
+struct OwnForwarding(String);
+
+impl OwnForwarding {
+    const PATH: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
+
+    fn other_than_the_switch() -> Self {
+        let (own, switch) = (system(&format!("cat {}", Self::PATH)), system("cat /proc/sys/net/ipv4/ip_forward"));
+        std::fs::write(Self::PATH, if switch.trim() == "0" { "1" } else { "0" }).unwrap();
+        Self(own)
+    }
+}
+
+impl Drop for OwnForwarding {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::PATH, &self.0);
+    }
 }
 
 #[test]
@@ -268,6 +289,9 @@ fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
     let down = node.run("local down");
     assert_eq!((down.status.code(), stderr(&down).contains("error")), (Some(0), false), "{}", stderr(&down));
     assert!(!keepers.into_iter().chain([supervisor, controller]).any(alive));
+    for agent in ["agent-1", "agent-2"] {
+        assert!(node.root.join(format!("log/{agent}.asked")).exists(), "its keeper was asked to end, not killed");
+    }
     assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
     assert_eq!(node.traces(), Vec::<String>::new());
     assert!(before.is_none() || forwarding().is_none() || forwarding() == before);
@@ -365,9 +389,40 @@ fn down_finds_living_processes_of_which_no_record_is_left() {
 }
 
 #[test]
+fn a_disk_that_holds_the_state_is_emptied_and_stays() {
+    let Some(node) = Node::new() else { return };
+    let lib = node.root.join("lib");
+    let disk = Disk::mount(&lib);
+    node.up("--agents 1");
+    let down = node.run("local down --purge");
+    assert_eq!(down.status.code(), Some(0), "{}", stderr(&down));
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    assert!(mounts.lines().any(|line| line.starts_with(&format!("disk {} ", lib.display()))), "it is not ours");
+    assert_eq!(names(&lib), Vec::<String>::new());
+    drop(disk);
+}
+
+/// A file system of somebody else's, until this is dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(place: &Path) -> Self {
+        system(&format!("mkdir -p {0} && mount -t tmpfs disk {0}", place.display()));
+        Self(place.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        system(&format!("umount -l {}", self.0.display()));
+    }
+}
+
+#[test]
 fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
     let Some(first) = Node::new() else { return };
     let Some(second) = Node::beside(None) else { return };
+    let _own = OwnForwarding::other_than_the_switch();
     let before = forwarding();
     first.up("--agents 2");
     second.up("--agents 1");

@@ -151,6 +151,8 @@ async fn drive<T: AsyncRead + AsyncWrite + Unpin>(mut connection: Connection<T, 
         }
     };
     tokio::select! {
+        biased;
+        // First what has come: after a pause of this process the answer may lie there already.
         _ = connection => {}
         () = unanswered => {}
     }

@@ -1,59 +1,59 @@
-//! The writable layer of a container, once the container is dead.
+//! The layers of a container's own, once the container is dead.
+//!
+//! ```text
+//! <instance id>/lower/etc/{hosts,hostname,resolv.conf}   what the node contributes, below the writable layer
+//!               upper/                                   what the container has written
+//!               work/                                    overlayfs's own
+//! ```
+//!
+//! Making files and directories is a large part of what a container costs a disk, so [`strip`] leaves those that the
+//! next container has, too. Only `upper` is reached through descriptors by which a sandbox can write, and those may have
+//! been passed on to another sandbox: it is always made anew. By a descriptor that leads to `lower` such a sandbox may
+//! read the host name of the next one, and write nothing.
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use crate::tree;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-/// What every container has of its own in `/etc`, in its writable layer from the beginning.
+/// The directories in a layer.
+pub const LOWER: &str = "lower";
+pub const UPPER: &str = "upper";
+pub const WORK: &str = "work";
+/// What every container has of its own in `/etc`.
 pub const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 /// What overlayfs makes by itself in the work directory of a `volatile` mount (`ovl_make_workdir` in the kernel's
-/// fs/overlayfs/super.c), and leaves there when the mount goes.
+/// fs/overlayfs/super.c), leaves there when the mount goes, and wants to be gone before the next one.
 const OVERLAY_FILE: &str = "work/work/incompat/volatile/dirty";
-const OVERLAY_DIRS: [&str; 4] = ["work/work/incompat/volatile", "work/work/incompat", "work/work", "work"];
+const OVERLAY_DIRS: [&str; 3] = ["work/work/incompat/volatile", "work/work/incompat", "work/work"];
+
+/// Removes what a dead container has added to its layer.
+///
+/// # Errors
+/// Names the layer.
+pub fn strip(layer: &Path) -> io::Result<()> {
+    // Most have written nothing: then what there is is known, and no directory need be read.
+    if !remove_dir(&layer.join(UPPER)) {
+        tree::remove(&layer.join(UPPER))?;
+    }
+    let known = is_gone(std::fs::remove_file(layer.join(OVERLAY_FILE)))
+        && OVERLAY_DIRS.iter().all(|dir| remove_dir(&layer.join(dir)));
+    if known { Ok(()) } else { tree::remove(&layer.join(WORK)) }
+}
 
 /// Removes a layer. One that is gone already is fine.
 ///
 /// # Errors
 /// Names the layer.
 pub fn remove(layer: &Path) -> io::Result<()> {
-    if remove_unwritten(layer) {
-        return Ok(());
-    }
-    match std::fs::remove_dir_all(layer) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io::Error::new(error.kind(), format!("remove {}: {error}", layer.display())))
-        }
-        _ => Ok(()),
-    }
+    strip(layer)?;
+    let etc = layer.join(LOWER).join("etc");
+    let known = ETC_FILES.iter().all(|file| is_gone(std::fs::remove_file(etc.join(file))))
+        && [&etc, &layer.join(LOWER), &layer.join(WORK), layer].into_iter().all(remove_dir);
+    if known { Ok(()) } else { tree::remove(layer) }
 }
 
-/// Removes a layer that nothing was written to, as most are: what is in it is known, so that no directory need be read.
-/// Returns whether that was all of it.
-fn remove_unwritten(layer: &Path) -> bool {
-    let remove_dir = |dir: &str| is_gone(std::fs::remove_dir(layer.join(dir)));
-    remove_etc(&layer.join("upper/etc"))
-        && remove_dir("upper/etc")
-        && remove_dir("upper")
-        && is_gone(std::fs::remove_file(layer.join(OVERLAY_FILE)))
-        && OVERLAY_DIRS.iter().all(|dir| remove_dir(dir))
-        && remove_dir("")
-}
-
-/// The sandbox is dead, but it may have passed its root directory on to another one, which could put a link here at any
-/// time: nothing is removed by a path that leads through what a sandbox can write to.
-fn remove_etc(etc: &Path) -> bool {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let dir = match open(etc, flags, Mode::empty()) {
-        // SAFETY: just made, owned by nobody else.
-        Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
-        Err(error) => return error == Errno::ENOENT,
-    };
-    let remove = |file: &&str| unlinkat(Some(dir.as_raw_fd()), *file, UnlinkatFlags::NoRemoveDir);
-    ETC_FILES.iter().all(|file| is_gone(remove(file).map_err(io::Error::from)))
+fn remove_dir(dir: &Path) -> bool {
+    is_gone(std::fs::remove_dir(dir))
 }
 
 fn is_gone(removed: io::Result<()>) -> bool {
@@ -63,42 +63,59 @@ fn is_gone(removed: io::Result<()>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     /// A layer as a dead container leaves it.
-    fn layer(dir: &Path) -> std::path::PathBuf {
+    fn layer(dir: &Path) -> PathBuf {
         let layer = dir.join("layer");
         std::fs::create_dir_all(layer.join("work/work/incompat/volatile")).unwrap();
-        std::fs::create_dir_all(layer.join("upper/etc")).unwrap();
         std::fs::write(layer.join(OVERLAY_FILE), "").unwrap();
-        ETC_FILES.iter().for_each(|file| std::fs::write(layer.join("upper/etc").join(file), "x").unwrap());
+        std::fs::create_dir_all(layer.join("upper")).unwrap();
+        std::fs::create_dir_all(layer.join("lower/etc")).unwrap();
+        ETC_FILES.iter().for_each(|file| std::fs::write(layer.join("lower/etc").join(file), "x").unwrap());
         layer
     }
+
+    fn written(dir: &Path, files: &[&str]) -> PathBuf {
+        let layer = layer(dir);
+        for file in files.iter().map(|file| layer.join(file)) {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "x").unwrap();
+        }
+        layer
+    }
+
+    const WRITTEN: [&[&str]; 4] = [&[], &["upper/a/b"], &["upper/etc/hosts", "upper/c"], &["work/work/#1", "work/d"]];
 
     #[test]
     fn a_layer_is_removed_whether_it_was_written_to_or_not() {
         let dir = tempfile::tempdir().unwrap();
-        for files in [&[][..], &["upper/a/b"], &["upper/etc/passwd"], &["upper/etc/hosts/x"], &["work/work/#1"]] {
-            let layer = layer(dir.path());
-            for file in files {
-                let file = layer.join(file);
-                let _ = std::fs::remove_file(file.parent().unwrap());
-                std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-                std::fs::write(file, "x").unwrap();
-            }
-            assert_eq!(remove_unwritten(&layer), files.is_empty(), "{files:?}");
+        for files in WRITTEN {
+            let layer = written(dir.path(), files);
             remove(&layer).unwrap();
-            assert!(!layer.exists());
+            assert!(!layer.exists(), "{files:?}");
             remove(&layer).unwrap();
         }
     }
 
     #[test]
-    fn a_link_in_the_place_of_etc_is_not_followed() {
+    fn nothing_that_a_container_wrote_stays_for_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
-        let (layer, outside) = (layer(dir.path()), dir.path().join("outside"));
+        for files in WRITTEN {
+            let layer = written(dir.path(), files);
+            strip(&layer).unwrap();
+            assert!(!layer.join("upper").exists() && !layer.join("work/work").exists(), "{files:?}");
+            assert!(layer.join("lower/etc/hosts").exists());
+            remove(&layer).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layer, outside) = (written(dir.path(), &["upper/a"]), dir.path().join("outside"));
         std::fs::create_dir(&outside).unwrap();
         std::fs::write(outside.join("hosts"), "x").unwrap();
-        std::fs::remove_dir_all(layer.join("upper/etc")).unwrap();
         std::os::unix::fs::symlink(&outside, layer.join("upper/etc")).unwrap();
         remove(&layer).unwrap();
         assert!(!layer.exists() && outside.join("hosts").exists());

@@ -22,5 +22,6 @@ pub mod sched;
 pub mod seccomp;
 pub mod socket;
 pub mod spread;
+pub mod tree;
 pub mod usage;
 pub mod wire;

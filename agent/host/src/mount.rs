@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
@@ -62,8 +62,9 @@ impl Context {
 }
 
 /// An overlay of `lowers` (the topmost first) with a writable layer, as a detached mount. `volatile`: the writable
-/// layer is thrown away in the end, so nothing of it is synced.
-pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
+/// layer is thrown away in the end, so nothing of it is synced. No `index`, which some kernels have by default: it ties a
+/// work directory to one upper directory for good.
+pub fn overlay(lowers: &[&Path], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
     match overlay_by_parts(lowers, upper, work, attributes) {
         // Before Linux 6.7 overlayfs knew no `lowerdir+`.
         Err(error) if [Some(libc::EINVAL), Some(libc::ENAMETOOLONG)].contains(&error.raw_os_error()) => {
@@ -76,7 +77,7 @@ pub fn overlay(lowers: &[PathBuf], upper: &Path, work: &Path, attributes: u64) -
     })
 }
 
-fn overlay_by_parts(lowers: &[PathBuf], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
+fn overlay_by_parts(lowers: &[&Path], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
     let context = Context::open(c"overlay")?;
     context.set(c"source", c"overlay")?;
     for lower in lowers {
@@ -85,15 +86,21 @@ fn overlay_by_parts(lowers: &[PathBuf], upper: &Path, work: &Path, attributes: u
     context.set(c"upperdir", &path(upper)?)?;
     context.set(c"workdir", &path(work)?)?;
     context.configure(SET_FLAG, Some(c"volatile"), None)?;
+    context.set(c"index", c"off")?;
     context.mount(attributes)
 }
 
 /// For older kernels: mount(2) takes a page of options. Needs a place for a moment, the work directory's parent.
-fn overlay_in_one_string(lowers: &[PathBuf], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
+fn overlay_in_one_string(lowers: &[&Path], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
     let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,");
     let lower: Vec<String> = lowers.iter().map(|lower| escaped(lower)).collect();
-    let data = format!("lowerdir={},upperdir={},workdir={},volatile", lower.join(":"), escaped(upper), escaped(work));
+    let data = format!(
+        "lowerdir={},upperdir={},workdir={},volatile,index=off",
+        lower.join(":"),
+        escaped(upper),
+        escaped(work)
+    );
     let place = upper.with_file_name("merged");
     std::fs::create_dir_all(&place)?;
     let flags = if attributes & ATTR_NODEV != 0 { MsFlags::MS_NODEV } else { MsFlags::empty() };

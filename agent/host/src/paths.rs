@@ -5,6 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// How the names of layers end that wait for a container.
+pub const SPARE: &str = ".spare";
+
 /// The directories of one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -53,14 +56,20 @@ impl Paths {
         self.run().join("runtime")
     }
 
-    /// The parent of all sandboxes' writable layers: `<instance id>/{upper,work}`.
+    /// The parent of all sandboxes' own layers (see [`crate::layer`]): `<instance id>`, and those of dead ones that wait
+    /// for the next one: `<instance id>.spare`.
     pub fn layers(&self) -> PathBuf {
         self.state.join(&self.agent).join("layers")
     }
 
-    /// The writable layer of one sandbox.
+    /// The layer of one sandbox.
     pub fn layer(&self, instance: &str) -> PathBuf {
         self.layers().join(instance)
+    }
+
+    /// The layer of a dead one that the next one may have.
+    pub fn spare(&self, instance: &str) -> PathBuf {
+        self.layers().join(format!("{instance}{SPARE}"))
     }
 
     /// The image store of the node.

@@ -121,6 +121,8 @@ pub struct Make {
     /// Absolute paths in the container that its program is likely to have: looked up while it is made, so that execve
     /// finds them in the kernel's cache of names. The root file system of a container is new, and so is that cache.
     pub lookups: Vec<PathBuf>,
+    /// The dead container whose layer this one may have ([`crate::paths::Paths::spare`]).
+    pub spare: Option<String>,
 }
 
 /// A paused container.

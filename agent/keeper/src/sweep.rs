@@ -4,10 +4,9 @@ use crate::keeper::Keeper;
 use crate::store;
 use fsb_host::cgroup::{self, Tree};
 use fsb_host::paths::Paths;
-use fsb_host::process;
+use fsb_host::{process, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -120,9 +119,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn remove_dir(dir: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(dir)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        warn!(dir = %dir.display(), %error, "a directory cannot be removed");
+    if let Err(error) = tree::remove(dir) {
+        warn!(%error, "a directory stays");
     }
 }

@@ -166,6 +166,10 @@ impl Containers {
         let attributes = if self.tree.polices_devices() { 0 } else { mount::ATTR_NODEV };
         let Recipe { lowers, overlay, plugins, user, .. } = &make.recipe;
         let layer = self.paths.layer(&make.id);
+        if let Some(spare) = &make.spare {
+            // Where it is gone a new one is made.
+            let _ = std::fs::rename(self.paths.spare(spare), &layer);
+        }
         let root = layer::create(&layer, lowers, *overlay, plugins, host(&make.id), &self.etc, attributes)
             .map_err(anyhow::Error::from)
             .map_err(stage("layer"))?;
@@ -282,6 +286,9 @@ pub fn validate(make: &Make) -> Result<()> {
     }
     if let Overlay::Tmpfs { bytes: 0 } = make.recipe.overlay {
         bail!("a writable layer has at least one byte");
+    }
+    if make.spare.as_ref().is_some_and(|spare| spare.contains('/')) {
+        bail!("a spare layer is named by an instance id");
     }
     for plugin in &make.recipe.plugins {
         let inside =

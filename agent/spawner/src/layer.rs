@@ -1,12 +1,13 @@
-//! The writable layer of a container, and the root file system on top of the image.
+//! The layers of a container's own, and the root file system that they make with the image's.
 
-use fsb_host::layer::ETC_FILES;
+use fsb_host::layer::{ETC_FILES, LOWER, UPPER, WORK};
 use fsb_host::mount;
 use fsb_host::wire::{Overlay, Plugin};
 use nix::mount::{MntFlags, umount2};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 /// What the node contributes to every container's `/etc`.
@@ -42,7 +43,8 @@ fn reachable(text: &str) -> String {
     text.lines().filter(|line| !loopback(line)).map(|line| format!("{line}\n")).collect()
 }
 
-/// Makes the layer of a container in `dir` and returns its root file system, detached.
+/// Makes the layer of a container in `dir`, from what is there already if it is a spare one, and returns its root file
+/// system, detached.
 pub fn create(
     dir: &Path,
     lowers: &[PathBuf],
@@ -72,38 +74,56 @@ fn fill(
     etc: &Etc,
     attributes: u64,
 ) -> io::Result<OwnedFd> {
-    let (upper, work) = (dir.join("upper"), dir.join("work"));
-    make_dir(&upper, 0o755)?;
+    let (lower, upper, work) = (dir.join(LOWER), dir.join(UPPER), dir.join(WORK));
+    // Of this one nothing may be there.
+    std::fs::DirBuilder::new().mode(0o755).create(&upper).map_err(|error| named(&upper, &error))?;
     make_dir(&work, 0o755)?;
     // The root directory that a process sees is the upper one: it looks as the image has it.
     if let Some(top) = lowers.first() {
         copy_attributes(&top.symlink_metadata()?, &upper)?;
     }
-    write_etc(&upper, lowers, host, etc)?;
     for plugin in plugins {
         place(&upper, plugin)?;
     }
-    mount::overlay(lowers, &upper, &work, attributes)
+    let mut lowers: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
+    if write_etc(&lower, &lowers, host, etc)? {
+        lowers.insert(0, &lower);
+    }
+    mount::overlay(&lowers, &upper, &work, attributes)
 }
 
-/// Writes hosts, hostname and resolv.conf straight into the layer. An image whose `/etc` is not a directory gets none:
-/// a link there is the image's, and is not followed.
-fn write_etc(upper: &Path, lowers: &[PathBuf], host: &str, etc: &Etc) -> io::Result<()> {
-    let target = upper.join("etc");
-    match lowers.iter().find_map(|lower| lower.join("etc").symlink_metadata().ok()) {
-        Some(found) if found.is_dir() => {
-            make_dir(&target, 0o755)?;
-            copy_attributes(&found, &target)?;
-        }
-        // Nothing there, or a whiteout (a character device 0:0): it is made.
-        None => make_dir(&target, 0o755)?,
-        Some(found) if found.file_type().is_char_device() && found.rdev() == 0 => make_dir(&target, 0o755)?,
-        Some(_) => return Ok(()),
+/// Writes hosts, hostname and resolv.conf into `ours`, a layer between the image's and the writable one. An image whose
+/// `/etc` is not a directory gets none: a link there is the image's. Returns whether there is such a layer.
+fn write_etc(ours: &Path, lowers: &[&Path], host: &str, etc: &Etc) -> io::Result<bool> {
+    let found = lowers.iter().find_map(|lower| lower.join("etc").symlink_metadata().ok());
+    // A whiteout (a character device 0:0) says that there is none.
+    let found = found.filter(|found| !(found.file_type().is_char_device() && found.rdev() == 0));
+    if found.as_ref().is_some_and(|found| !found.is_dir()) {
+        return Ok(false);
+    }
+    let target = ours.join("etc");
+    make_dir(ours, 0o755)?;
+    make_dir(&target, 0o755)?;
+    match found {
+        Some(found) => copy_attributes(&found, &target)?,
+        None => set_attributes(&target, 0, 0, 0o755)?,
     }
     for (name, content) in ETC_FILES.iter().zip([&etc.hosts(host), &format!("{host}\n"), &etc.resolv]) {
-        std::fs::write(target.join(name), content)?;
+        write(&target.join(name), content)?;
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Makes a file be `content`. Most are as long as they were: they keep their place on the disk.
+fn write(path: &Path, content: &str) -> io::Result<()> {
+    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    file.write_all_at(content.as_bytes(), 0)?;
+    let metadata = file.metadata()?;
+    if metadata.len() > content.len() as u64 {
+        file.set_len(content.len() as u64)?;
+    }
+    // A directory with setgid gives its group to what is made in it.
+    if metadata.gid() != 0 { chown(path, Some(0), Some(0)) } else { Ok(()) }
 }
 
 /// The place that a plugin is mounted on: in a directory that is ours alone, whatever the image has there.
@@ -120,19 +140,29 @@ fn place(upper: &Path, plugin: &Plugin) -> io::Result<()> {
     }
 }
 
+/// Makes a directory, unless it is there.
 fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .mode(mode)
-        .create(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn copy_attributes(from: &std::fs::Metadata, to: &Path) -> io::Result<()> {
-    if from.uid() != 0 || from.gid() != 0 {
-        chown(to, Some(from.uid()), Some(from.gid()))?;
+    set_attributes(to, from.uid(), from.gid(), from.mode() & 0o7777)
+}
+
+fn set_attributes(path: &Path, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
+    let present = path.symlink_metadata()?;
+    if (present.uid(), present.gid()) != (uid, gid) {
+        chown(path, Some(uid), Some(gid))?;
     }
-    if from.mode() & 0o7777 != 0o755 {
-        std::fs::set_permissions(to, std::fs::Permissions::from_mode(from.mode() & 0o7777))?;
+    if present.mode() & 0o7777 != mode {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }
     Ok(())
 }
@@ -147,16 +177,39 @@ mod tests {
         assert_eq!(reachable(text), "search example\nnameserver 192.0.2.1\n");
     }
 
+    fn etc() -> Etc {
+        Etc { address: "192.0.2.1".into(), resolv: "nameserver 192.0.2.2\n".into() }
+    }
+
     #[test]
-    fn a_link_in_the_place_of_etc_is_not_followed() {
+    fn a_link_in_the_place_of_etc_is_the_images() {
         let dir = tempfile::tempdir().unwrap();
-        let (lower, upper, outside) = (dir.path().join("l"), dir.path().join("u"), dir.path().join("o"));
-        for path in [&lower, &upper, &outside] {
+        let (image, ours, outside) = (dir.path().join("i"), dir.path().join("l"), dir.path().join("o"));
+        for path in [&image, &outside] {
             std::fs::create_dir(path).unwrap();
         }
-        std::os::unix::fs::symlink(&outside, lower.join("etc")).unwrap();
-        write_etc(&upper, &[lower], "h", &Etc { address: String::new(), resolv: String::new() }).unwrap();
+        std::os::unix::fs::symlink(&outside, image.join("etc")).unwrap();
+        assert!(!write_etc(&ours, &[&image], "h", &etc()).unwrap());
         assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
-        assert!(!upper.join("etc").exists());
+        assert!(!ours.exists());
+    }
+
+    #[test]
+    fn a_spare_layer_is_as_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, other) = (dir.path().join("i"), dir.path().join("o"));
+        for (image, mode) in [(&image, 0o755), (&other, 0o1700)] {
+            std::fs::create_dir_all(image.join("etc")).unwrap();
+            std::fs::set_permissions(image.join("etc"), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let look = |ours: &Path| {
+            let mode = ours.join("etc").metadata().unwrap().mode();
+            (mode, ETC_FILES.map(|name| std::fs::read_to_string(ours.join("etc").join(name)).unwrap()))
+        };
+        let (spare, new) = (dir.path().join("spare"), dir.path().join("new"));
+        assert!(write_etc(&spare, &[&other], "a-longer-name", &etc()).unwrap());
+        assert!(write_etc(&spare, &[&image], "name", &etc()).unwrap());
+        assert!(write_etc(&new, &[&image], "name", &etc()).unwrap());
+        assert_eq!(look(&spare), look(&new));
     }
 }

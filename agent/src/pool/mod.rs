@@ -162,7 +162,7 @@ impl Pool {
             MakeMode::Cast => Some(How::Cast),
             MakeMode::Libcontainer => Some(How::Libcontainer),
         };
-        let paused = agent.keeper.make(shelf, how, true).await?;
+        let paused = agent.keeper.make(shelf, how, true, &agent.spares).await?;
         let source = match paused.made.how {
             How::Cast => Source::Cast,
             How::Libcontainer => Source::Libcontainer,
@@ -225,6 +225,11 @@ impl Pool {
         let shelves: Vec<Arc<Shelf>> = gone.iter().filter_map(|recipe| shelves.remove(recipe)).collect();
         lock(&self.warm_recipes).retain(|recipe| recipe.image != digest);
         shelves.iter().flat_map(|shelf| std::mem::take(&mut lock(&shelf.stock).ready)).collect()
+    }
+
+    /// Whether this is the shelf of its recipe, and none that was taken away.
+    fn has(&self, shelf: &Arc<Shelf>) -> bool {
+        lock(&self.shelves).get(&shelf.recipe).is_some_and(|known| Arc::ptr_eq(known, shelf))
     }
 
     /// Paused containers of the image with this digest.
@@ -352,12 +357,17 @@ fn step(agent: &Arc<Agent>) -> Option<Duration> {
 }
 
 async fn refill(agent: Arc<Agent>, shelf: Arc<Shelf>) {
-    let making = agent.keeper.make(&shelf, None, false);
+    let making = agent.keeper.make(&shelf, None, false, &agent.spares);
     let made = tokio::time::timeout(MAKE_DEADLINE, making).await;
     let failed = {
         let mut stock = lock(&shelf.stock);
         stock.pending -= 1;
         match made {
+            // Its image was removed meanwhile.
+            Ok(Ok(paused)) if !agent.pool.has(&shelf) => {
+                agent.discard(paused);
+                None
+            }
             Ok(Ok(paused)) => {
                 stock.failures = 0;
                 stock.ready.push_back(paused);

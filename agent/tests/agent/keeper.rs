@@ -4,6 +4,7 @@
 //! The first argument of a hand-off says what the "program" does: `fail ERRNO`, `exit CODE`, `oom`, `die` (before it
 //! runs), anything else runs until it is killed.
 
+use fsb_host::paths::SPARE;
 use fsb_host::wire::{
     Binding, End, FromKeeper, How, KEEPER_FD, MAX_MESSAGE, Made, Make, MakeFailed, Recipe, Record, Stage, ToKeeper,
     decode, encode,
@@ -243,6 +244,9 @@ impl Keeper {
         std::fs::create_dir(&cgroup).unwrap();
         for file in ["memory.max", "pids.max", "cpu.max"] {
             std::fs::write(cgroup.join(file), "").unwrap();
+        }
+        if let Some(spare) = &make.spare {
+            let _ = std::fs::rename(self.layers.join(format!("{spare}{SPARE}")), self.layers.join(&make.id));
         }
         std::fs::create_dir_all(self.layers.join(&make.id).join("upper")).unwrap();
         std::fs::create_dir_all(self.layers.join(&make.id).join("work")).unwrap();

@@ -96,6 +96,8 @@ async fn the_json_interface_creates_shows_and_deletes() {
     let (_, again) = served.http("POST", "/api/v1/agent/create", body).await;
     assert!(again.contains("was there already"), "{again}");
     let (_, status) = served.http("GET", "/api/v1/agent/status", "").await;
+    let instance_id = |text: &str| text.split(r#""instanceId":""#).nth(1).map(|rest| rest[..32].to_owned());
+    assert!(instance_id(&text).is_some() && instance_id(&text) == instance_id(&status), "{text} {status}");
     assert!(
         status.contains(r#""allocated":1"#) && status.contains(r#""sandboxId":"s1","claimUid":"s1","phase":"running""#)
     );

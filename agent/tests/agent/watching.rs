@@ -62,6 +62,10 @@ async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_
     let auto = CreateRequest { failure_policy: 1, recovery_timeout_seconds: 1, ..request("run") };
     let auto = node.agent.start(auto).await.unwrap().instance_id;
     let manual = node.agent.start(request("run")).await.unwrap().instance_id;
+    // The controller starts it elsewhere, whether it obeys SIGTERM or not.
+    node.keeper.set(|mood| mood.ignores_term = true);
+    let stubborn = CreateRequest { failure_policy: 1, recovery_timeout_seconds: 1, ..request("run") };
+    let stubborn = node.agent.start(stubborn).await.unwrap().instance_id;
     // Nobody ever watched: nobody is missed.
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     assert_eq!(node.phase(&auto), Some(InstancePhase::Running));
@@ -69,6 +73,7 @@ async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_
     events.next().await.unwrap().unwrap();
     drop(events);
     eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
+    eventually("it is killed", || node.phase(&stubborn) == Some(InstancePhase::Ended)).await;
     assert_eq!(node.phase(&manual), Some(InstancePhase::Running));
     let ended = node.agent.snapshot().instances.into_iter().find(|instance| instance.instance_id == auto);
     assert_eq!(ended.unwrap().reason, "AgentLost", "the next controller starts it again");

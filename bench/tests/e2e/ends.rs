@@ -1,9 +1,12 @@
 //! How a sandbox ends, and what is kept of it.
 
-use crate::node::{Calls, Node, PATIENCE, block_on, shell};
-use fsb_proto::fastpath::{Resources, UpdateRequest, update_request::Update};
+use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
+use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
+use fsb_proto::fastpath::{LogChunk, LogsRequest, Resources, UpdateRequest, update_request::Update};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
-use tonic::Code;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
 
 #[test]
 fn exit_codes_signals_and_the_oom_killer_are_told_apart() {
@@ -12,8 +15,10 @@ fn exit_codes_signals_and_the_oom_killer_are_told_apart() {
         let mut client = node.client().await;
         client.create("zero", "exit 0").await.unwrap();
         client.create("three", "exit 3").await.unwrap();
-        // exec: the shell must not be there to report the signal as a code.
-        client.create("segv", "ulimit -c 0; exec sh -c 'sleep 0.2; exec sleep 100'").await.unwrap();
+        // It overruns its stack: a fault ends the first process of a pid namespace, a SIGSEGV that somebody sends does
+        // not (pid_namespaces(7)).
+        client.create("segv", "ulimit -c 0; ulimit -s 1024; f() { f; }; f").await.unwrap();
+        client.create("killed", "exec sleep 1000").await.unwrap();
         let mut fat = shell("fat", "head -c 200m /dev/zero | tail");
         fat.resources = Some(Resources { memory_bytes: 16 << 20, ..Default::default() });
         client.create_as(fat).await.unwrap();
@@ -25,15 +30,28 @@ fn exit_codes_signals_and_the_oom_killer_are_told_apart() {
         assert_eq!((zero.exit_code, zero.reason.as_str()), (Some(0), "Exited"));
         let three = client.until("three", "Failed").await;
         assert_eq!((three.exit_code, three.reason.as_str()), (Some(3), "Exited"));
+        let segv = client.until("segv", "Failed").await;
+        assert_eq!((segv.exit_code, segv.reason.as_str()), (Some(128 + 11), "Signaled"), "{segv:?}");
+        kill(process_of(&client.until("killed", "Running").await.instance_id));
+        let killed = client.until("killed", "Failed").await;
+        assert_eq!((killed.exit_code, killed.reason.as_str()), (Some(128 + 9), "Signaled"), "{killed:?}");
         let fat = client.until("fat", "Failed").await;
         assert_eq!(fat.reason, "OOMKilled", "{fat:?}");
         assert_eq!(client.info("neighbour").await.unwrap().phase, "Running");
         assert!(zero.finished_at_ms >= zero.started_at_ms && zero.started_at_ms > 0);
-        for name in ["zero", "three", "segv", "fat", "neighbour"] {
+        for name in ["zero", "three", "segv", "killed", "fat", "neighbour"] {
             client.remove(name).await;
         }
     });
     node.finish();
+}
+
+/// The process of a sandbox that has only one, as the host sees it.
+fn process_of(instance: &str) -> i32 {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let cgroups = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    pids.find(|pid| cgroups(pid).contains(instance)).expect("it runs")
 }
 
 #[test]
@@ -41,17 +59,48 @@ fn a_stop_asks_first_waits_the_grace_period_and_then_kills() {
     let node = Node::up(&[]);
     block_on(async {
         let mut client = node.client().await;
-        client.create("polite", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done").await.unwrap();
+        let grace = Duration::from_secs(2);
         let mut deaf = shell("deaf", "trap '' TERM; echo ready; while :; do sleep 0.1; done");
-        deaf.grace_period_seconds = Some(1);
+        deaf.grace_period_seconds = Some(grace.as_secs() as i32);
         client.create_as(deaf).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // Whoever waits for the kill gives up before it comes.
+        let mut polite = shell("polite", "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.1; done");
+        polite.grace_period_seconds = Some(2 * PATIENCE.as_secs() as i32);
+        client.create_as(polite).await.unwrap();
+        let (mut deaf, mut polite) = (follow(&mut client, "deaf").await, follow(&mut client, "polite").await);
+        for log in [&mut deaf, &mut polite] {
+            assert_eq!(read_on(log, Some("ready\n")).await, "ready\n");
+        }
+
+        let asked = Instant::now();
         client.delete("deaf").await;
         assert_eq!(client.info("deaf").await.unwrap().phase, "Terminating");
-        client.remove("polite").await;
-        client.remove("deaf").await;
+        tokio::join!(client.remove("deaf"), read_on(&mut deaf, None));
+        assert!(asked.elapsed() >= grace, "killed after {:?}", asked.elapsed());
+
+        let ((), last_words) = tokio::join!(client.remove("polite"), read_on(&mut polite, None));
+        assert_eq!(last_words, "bye\n");
     });
     node.finish();
+}
+
+async fn follow(client: &mut FastPathServiceClient<Channel>, name: &str) -> Streaming<LogChunk> {
+    let request = LogsRequest { sandbox_id: name.into(), follow: true, ..Default::default() };
+    client.logs(request).await.unwrap().into_inner()
+}
+
+/// What comes next in a log that is followed: up to `word`, or all until the sandbox has ended.
+async fn read_on(log: &mut Streaming<LogChunk>, word: Option<&str>) -> String {
+    let mut text = String::new();
+    while !word.is_some_and(|word| text.contains(word)) {
+        let chunk = tokio::time::timeout(PATIENCE, log.message()).await.expect("the log goes on").unwrap();
+        let Some(chunk) = chunk else { break };
+        for line in chunk.lines {
+            text.push_str(&String::from_utf8_lossy(&line.text));
+            text.push('\n');
+        }
+    }
+    text
 }
 
 #[test]
@@ -190,7 +239,31 @@ fn resources(node: &Node) -> Vec<(String, usize)> {
     list.push(("layers".into(), entries(&node.root().join("lib/agent-1/layers").display().to_string())));
     list.push(("records".into(), entries(&node.run_dir().join("agent-1/records").display().to_string())));
     list.push(("logs".into(), entries(&node.root().join("log").display().to_string())));
+    let environment = std::fs::read(format!("/proc/{}/environ", node.pids("fsb-keeper")[0])).unwrap();
+    let environment = String::from_utf8_lossy(&environment);
+    let cgroup = environment.split('\0').find_map(|entry| entry.strip_prefix("FSB_CGROUP=")).unwrap();
+    // One hierarchy of v1 each; on v2 the one directory that has the node's.
+    for top in directories(Path::new("/sys/fs/cgroup")) {
+        let below = below(&top, &format!("/{cgroup}/"));
+        if below > 0 {
+            list.push((format!("cgroups in {}", top.display()), below));
+        }
+    }
     list
+}
+
+/// How many directories in `dir` have `part` in their paths.
+fn below(dir: &Path, part: &str) -> usize {
+    let count = |dir: &PathBuf| usize::from(dir.to_string_lossy().contains(part)) + below(dir, part);
+    directories(dir).iter().map(count).sum()
+}
+
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
+    found.sort();
+    found
 }
 
 fn entries(dir: &str) -> usize {

@@ -1,47 +1,108 @@
 //! What a sandbox can reach: nothing of ours, and nothing of the host.
 
 use crate::node::{Calls, Node, block_on};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 #[test]
 fn no_interface_of_ours_is_reachable_from_inside() {
     let node = Node::up(&[]);
+    // With a way out, which leads to every address of the host.
+    node.ctl_ok(&["local", "down"]);
+    node.ctl_ok(&["local", "up"]);
     block_on(async {
         let mut client = node.client().await;
-        let run = node.run_dir().display().to_string();
-        // Every listening TCP address of the host and every socket of the node, tried from inside.
-        let ports: Vec<String> = listening().into_iter().map(|port| port.to_string()).collect();
+        let root = node.root().display().to_string();
+        let ours = listening(&root);
+        assert!(!ours.is_empty(), "the controller listens");
+        // No rule of the node keeps sandboxes from the machine itself, not even without egress. They find a server of
+        // anybody else there, so they would find one of ours, too.
+        let control = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let open = control.local_addr().unwrap().port();
+        tokio::spawn(async move { while control.accept().await.is_ok() {} });
+        // What it expands before it forks shows its first process as it is.
         let script = format!(
             r#"
-            for port in {ports}; do for ip in 127.0.0.1 $(ip -o -4 addr | sed 's/.*inet \([0-9.]*\).*/\1/'); do
+            echo processes; ls -d /proc/[0-9]*; echo descriptors; ls /proc/1/fd
+            echo mounts; cat /proc/self/mountinfo; echo end
+            echo "abstract $(grep -c @ /proc/net/unix)"
+            for path in {root} /run/fast-sandbox /var/lib/fast-sandbox; do [ -e $path ] && echo "SEEN $path"; done
+            for port in {ports}; do for ip in {hosts} $(ip -o -4 addr | sed 's/.*inet \([0-9.]*\).*/\1/'); do
                 nc -w 1 $ip $port </dev/null >/dev/null 2>&1 && echo "REACHED $ip:$port"; done; done
-            for path in {run}/controller.sock {run}/agent-1.sock /run/fast-sandbox; do [ -e $path ] && echo "SEEN $path"; done
-            grep -c @ /proc/net/unix
-            echo "processes $(ls -d /proc/[0-9]* | wc -l)"
-            echo "descriptors $(ls /proc/1/fd | tr '\n' ' ')"
-            grep -E '{run}|/work|/home/' /proc/mounts | grep -v ' / '
             kill -9 -1 2>/dev/null
             echo alive"#,
-            ports = ports.join(" "),
+            ports = words(ours.iter().chain([&open])),
+            hosts = words(addresses()),
         );
         client.create("probe", &script).await.unwrap();
         let text = client.output("probe").await;
-        assert!(!text.contains("REACHED") && !text.contains("SEEN"), "{text}");
-        let abstract_sockets: usize = text.lines().next().unwrap().trim().parse().unwrap();
-        assert_eq!(abstract_sockets, 0, "abstract sockets stand in its network namespace: {text}");
-        assert!(text.contains("descriptors 0 1 2") && text.contains("alive"), "{text}");
+        assert!(text.starts_with("processes\n/proc/1\ndescriptors\n0\n1\n2\nmounts\n"), "{text}");
+        let (_, mounts) = text.split_once("mounts\n").unwrap();
+        for mount in mounts.split_once("\nend\n").unwrap().0.lines() {
+            assert!(is_its_own(mount, &root), "{mount}");
+        }
+        assert!(text.contains("\nabstract 0\n"), "abstract sockets stand in its network namespace: {text}");
+        assert!(!text.contains("SEEN") && text.ends_with("\nalive\n"), "{text}");
+        let reached: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("REACHED ")).collect();
+        assert!(!reached.is_empty(), "not even what is open to all (does this machine have a firewall?): {text}");
+        assert!(reached.iter().all(|address| address.ends_with(&format!(":{open}"))), "{reached:?}");
         assert!(node.pids("fsb-agent").len() == 1, "the daemons are untouched");
     });
     node.finish();
 }
 
-/// TCP ports on which this machine listens.
-fn listening() -> Vec<u16> {
-    let text = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let listen = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields.get(3) == Some(&"0A")).then(|| u16::from_str_radix(fields[1].split(':').nth(1)?, 16).ok())?
-    };
-    text.lines().filter_map(listen).collect()
+fn words<T: ToString>(list: impl IntoIterator<Item = T>) -> String {
+    list.into_iter().map(|word| word.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+/// Every IPv4 address of this machine.
+fn addresses() -> BTreeSet<Ipv4Addr> {
+    let all = nix::ifaddrs::getifaddrs().unwrap();
+    all.filter_map(|interface| interface.address?.as_sockaddr_in().map(|address| address.ip())).collect()
+}
+
+/// TCP ports on which the processes of the node below `root` listen, each in the network namespace that it stands in.
+fn listening(root: &str) -> BTreeSet<u16> {
+    let mut ports = BTreeSet::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let read = |file: &str| {
+            let bytes = std::fs::read(process.path().join(file)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        if !read("cmdline").contains(root) && !read("environ").contains(root) {
+            continue;
+        }
+        let held = std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let held: BTreeSet<PathBuf> = held.filter_map(|held| std::fs::read_link(held.path()).ok()).collect();
+        for table in [read("net/tcp"), read("net/tcp6")] {
+            for line in table.lines() {
+                // Documentation/networking/proc_net_tcp.rst of the kernel; 0A is TCP_LISTEN.
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let [_, local, _, "0A", _, _, _, _, _, inode, ..] = fields[..] else { continue };
+                if held.contains(Path::new(&format!("socket:[{inode}]"))) {
+                    let (_, port) = local.rsplit_once(':').unwrap();
+                    ports.insert(u16::from_str_radix(port, 16).unwrap());
+                }
+            }
+        }
+    }
+    ports
+}
+
+/// Whether a line of proc_pid_mountinfo(5) is of a mount that a sandbox has for itself, and not of a place of the host.
+fn is_its_own(mount: &str, root: &str) -> bool {
+    let (left, right) = mount.split_once(" - ").unwrap();
+    let left: Vec<&str> = left.split(' ').collect();
+    let (shown, point) = (left[3], left[4]);
+    match right.split(' ').next().unwrap() {
+        // Its layers are named there, as with every overlay.
+        "overlay" => point == "/",
+        "proc" | "sysfs" => !mount.contains(root),
+        // Whole ones, and its own /dev/null as a mask.
+        "tmpfs" | "devpts" | "mqueue" => ["/", "/null"].contains(&shown) && !mount.contains(root),
+        _ => false,
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What the README's reader does.
 
-use crate::node::{Calls, Node, block_on, program};
+use crate::node::{Calls, Node, PATIENCE, block_on, program};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_user_runs_looks_reads_and_removes() {
@@ -57,7 +58,7 @@ fn a_reset_starts_a_new_instance_and_keeps_the_log_before() {
             if info.phase == "Running" && info.instance_id != first.instance_id {
                 break info;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         };
         assert!(second.instance_generation > first.instance_generation);
         let line = |id: &str| format!("{}\n", &id[..12]);
@@ -72,8 +73,20 @@ fn down_keeps_images_claims_and_logs_and_up_finds_them() {
     let node = Node::up(&[]);
     node.ctl_ok(&["run", "kept", "--image", "busybox", "--", "echo", "kept"]);
     block_on(async { node.client().await.until("kept", "Succeeded").await });
+    let asked = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    node.ctl_ok(&["run", "asked", "--image", "busybox", "--", "sh", "-c", asked]);
+    let end = Instant::now() + PATIENCE;
+    while node.ctl_ok(&["logs", "asked"]) != "ready\n" {
+        assert!(Instant::now() < end, "{}", node.node_log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     node.ctl_ok(&["local", "down"]);
     node.start(&[]);
+    assert_eq!(
+        node.ctl_ok(&["logs", "asked"]),
+        "ready\nbye\n",
+        "what runs is asked to end, and its last words are kept"
+    );
     assert!(node.ctl_ok(&["image", "ls"]).contains("busybox"));
     assert_eq!(node.ctl_ok(&["logs", "kept"]), "kept\n");
     assert!(node.ctl_ok(&["get", "kept"]).contains("Succeeded"));

@@ -4,6 +4,7 @@ use crate::error::Error;
 use std::collections::BTreeSet;
 use std::path::Path;
 use tonic::Status;
+use tonic::codegen::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
 /// What a token opens.
@@ -50,7 +51,7 @@ impl Tokens {
 
     /// Checks the caller's token against a namespace, or against all of them.
     pub fn allow(&self, metadata: &MetadataMap, namespace: Option<&str>) -> Result<(), Status> {
-        let scope = self.scope(metadata)?;
+        let scope = self.scope(metadata.as_ref())?;
         match (scope, namespace) {
             (Scope::Everything, _) => Ok(()),
             (Scope::Namespaces(allowed), Some(namespace)) if allowed.contains(namespace) => Ok(()),
@@ -69,14 +70,19 @@ impl Tokens {
 
     /// Whether the caller may see this namespace.
     pub fn sees(&self, metadata: &MetadataMap, namespace: &str) -> Result<bool, Status> {
-        Ok(match self.scope(metadata)? {
+        Ok(match self.scope(metadata.as_ref())? {
             Scope::Everything => true,
             Scope::Namespaces(allowed) => allowed.contains(namespace),
         })
     }
 
-    fn scope(&self, metadata: &MetadataMap) -> Result<&Scope, Status> {
-        let given = metadata
+    /// Whether these are the headers of somebody who may ask at all.
+    pub fn knows(&self, headers: &HeaderMap) -> Result<(), Status> {
+        self.scope(headers).map(|_| ())
+    }
+
+    fn scope(&self, headers: &HeaderMap) -> Result<&Scope, Status> {
+        let given = headers
             .get("authorization")
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")))

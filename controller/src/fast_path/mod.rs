@@ -37,8 +37,8 @@ pub struct FastPath {
 
 impl FastPath {
     /// With tokens, every call needs one.
-    pub fn new(core: Arc<Core>, tokens: Option<Tokens>) -> Self {
-        Self { core, tokens: tokens.map(Arc::new) }
+    pub fn new(core: Arc<Core>, tokens: Option<Arc<Tokens>>) -> Self {
+        Self { core, tokens }
     }
 
     /// The request's namespace, if the caller may use it.

@@ -109,8 +109,8 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
         core.wakeups.at(key, later);
         // What else is due, a deadline for instance, must not wait for the next try.
         if let Some(expires) = claim.policy.expire_at_seconds.filter(|_| claim.status.phase.alive()) {
-            let wait = (expires * 1000 - clock::now_ms()).max(0) as u64;
-            core.wakeups.at(key, Instant::now() + Duration::from_millis(wait + 1));
+            let wait = expires.saturating_mul(1000).saturating_sub(clock::now_ms()).max(0) as u64;
+            core.wakeups.at(key, Instant::now() + Duration::from_millis(wait.saturating_add(1)));
         }
         return None;
     }

@@ -1,13 +1,17 @@
 //! Fast-Path over the connections that come in.
 
+use crate::fast_path::Tokens;
 use fsb_rpc::{Incoming, Pings};
+use futures_util::future::{Either, Ready, ready};
 use futures_util::{Stream, StreamExt};
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::{Service, http};
@@ -16,26 +20,45 @@ use tracing::instrument::Instrumented;
 
 /// A connection whose peer does not answer for so long is closed.
 const KEEP_ALIVE: Pings = Pings { every: Duration::from_secs(20), timeout: Duration::from_secs(20) };
+/// Connections of a listener at a time; the next ones wait.
+const CONNECTIONS: usize = 4096;
 /// Out of descriptors, as a rule: accepting at once again would only spin.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A service whose requests are spans, of their callers' traces.
+/// A service whose requests are spans, of their callers' traces. What comes without a token that is known is refused
+/// before its body is read.
 #[derive(Clone)]
-pub struct Traced<S>(pub S);
+pub struct Guarded<S> {
+    service: S,
+    tokens: Option<Arc<Tokens>>,
+}
 
-impl<S: Service<http::Request<Incoming>>> Service<http::Request<Incoming>> for Traced<S> {
+impl<S> Guarded<S> {
+    /// With tokens, every request needs one.
+    pub fn new(service: S, tokens: Option<Arc<Tokens>>) -> Self {
+        Self { service, tokens }
+    }
+}
+
+impl<S> Service<http::Request<Incoming>> for Guarded<S>
+where
+    S: Service<http::Request<Incoming>, Response = http::Response<tonic::body::Body>>,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Instrumented<S::Future>;
+    type Future = Either<Ready<Result<S::Response, S::Error>>, Instrumented<S::Future>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.service.poll_ready(cx)
     }
 
     fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+        if let Some(Err(refused)) = self.tokens.as_ref().map(|tokens| tokens.knows(request.headers())) {
+            return Either::Left(ready(Ok(refused.into_http())));
+        }
         let span = fsb_telemetry::request_span(&request);
         let _within = span.enter();
-        self.0.call(request).instrument(span.clone())
+        Either::Right(self.service.call(request).instrument(span.clone()))
     }
 }
 
@@ -49,16 +72,21 @@ where
         + 'static,
     S::Future: Send,
 {
-    let connections = TaskTracker::new();
+    let (connections, room) = (TaskTracker::new(), Arc::new(Semaphore::new(CONNECTIONS)));
     let mut incoming = pin!(incoming.take_until(stop.cancelled()));
     while let Some(accepted) = incoming.next().await {
         match accepted {
             Ok(stream) => {
-                let (service, stop) = (service.clone(), stop.clone().cancelled_owned());
+                let (service, stopped) = (service.clone(), stop.clone().cancelled_owned());
+                let permit = tokio::select! {
+                    Ok(permit) = room.clone().acquire_owned() => permit,
+                    () = stop.cancelled() => break,
+                };
                 connections.spawn(async move {
-                    if let Err(error) = fsb_rpc::serve(stream, service, KEEP_ALIVE, stop).await {
+                    if let Err(error) = fsb_rpc::serve(stream, service, KEEP_ALIVE, stopped).await {
                         tracing::debug!(%error, "a connection ended");
                     }
+                    drop(permit);
                 });
             }
             Err(error) => {

@@ -85,10 +85,11 @@ impl Controller {
         tasks.spawn(settle(core.clone()));
         tasks.spawn(agents::collect_logs(core.clone()));
 
-        let service = FastPathServiceServer::new(FastPath::new(core.clone(), tokens))
+        let tokens = tokens.map(Arc::new);
+        let service = FastPathServiceServer::new(FastPath::new(core.clone(), tokens.clone()))
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
-        let fast_path = grpc::Traced(service);
+        let fast_path = grpc::Guarded::new(service, tokens);
         if let Some(listener) = tcp {
             let incoming = TcpListenerStream::new(listener).inspect_ok(|stream| drop(stream.set_nodelay(true)));
             tasks.spawn(grpc::serve(incoming, fast_path.clone(), core.stop.clone()));

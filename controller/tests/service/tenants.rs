@@ -1,7 +1,11 @@
 //! Namespaces and tokens.
 
 use super::world::World;
+use fsb_proto::fastpath::fast_path_service_server::SERVICE_NAME;
 use fsb_proto::fastpath::*;
+use fsb_rpc::{Address, Channel};
+use std::time::Duration;
+use tonic::codegen::{Service, http};
 use tonic::{Code, Request};
 
 /// agent-1 stands in namespace `red`, agent-2 in `blue`.
@@ -90,4 +94,21 @@ async fn a_token_is_good_for_its_namespaces_only() {
     assert_eq!(agents.iter().map(|agent| agent.name.as_str()).collect::<Vec<_>>(), ["agent-1"]);
     let watch = WatchRequest { all_namespaces: true, ..Default::default() };
     assert_eq!(client.watch(with("red-token", watch)).await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_token_is_refused_before_its_body_is_read() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "root-token *\n").unwrap();
+    let world = two_namespaces(&[&format!("--auth-token-file={}", file.path().display())]).await;
+    let mut channel = Channel::new(Address::Unix(world.path("c.sock")), Duration::from_secs(5), None);
+    // Whoever reads it answers that it is no message.
+    for (token, code) in [("", Code::Unauthenticated), ("Bearer other", Code::Unauthenticated)] {
+        let request = http::Request::post(format!("/{SERVICE_NAME}/CreateSandbox"))
+            .header("content-type", "application/grpc")
+            .header("authorization", token)
+            .body(tonic::body::Body::new(axum::body::Body::from(&[0, 0, 0, 0, 1, 0xff][..])));
+        let answer = channel.call(request.unwrap()).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], (code as i32).to_string());
+    }
 }

@@ -3,7 +3,7 @@
 use super::dirs::Dirs;
 use super::lock::{self, Lock};
 use super::record::Node;
-use super::tear_down::{purge, tear_down};
+use super::tear_down::{Ending, purge, tear_down};
 use crate::error::{Failure, Result};
 use nix::sys::signal::Signal;
 use std::path::Path;
@@ -29,13 +29,14 @@ pub(crate) fn run(dirs: &Dirs, and_purge: bool) -> Result<u8> {
 /// Stops the node, whatever state it is in.
 pub(crate) fn stop(dirs: &Dirs, and_purge: bool) -> Result<()> {
     let path = dirs.lock();
+    let ending = if and_purge { Ending::AtOnce } else { Ending::Orderly };
     if !dirs.state.is_dir() {
         // It never came so far as to have a supervisor, or somebody removed it by hand.
-        tear_down(dirs, Node::read(dirs).as_ref())?;
+        tear_down(dirs, Node::read(dirs).as_ref(), ending)?;
         return if and_purge { purge(dirs) } else { Ok(()) };
     }
-    let lock = take_over(&path)?;
-    tear_down(dirs, Node::read(dirs).as_ref())?;
+    let lock = take_over(&path, ending)?;
+    tear_down(dirs, Node::read(dirs).as_ref(), ending)?;
     if and_purge {
         purge(dirs)?;
     }
@@ -44,7 +45,11 @@ pub(crate) fn stop(dirs: &Dirs, and_purge: bool) -> Result<()> {
 }
 
 /// Takes the node's lock away from its supervisor: asks it to end, and ends it if it does not.
-fn take_over(path: &Path) -> Result<Lock> {
+fn take_over(path: &Path, ending: Ending) -> Result<Lock> {
+    let signal = match ending {
+        Ending::Orderly => Signal::SIGTERM,
+        Ending::AtOnce => Signal::SIGQUIT,
+    };
     let mut until = Instant::now() + SUPERVISOR;
     let (mut told, mut killed) = (None, false);
     loop {
@@ -54,7 +59,7 @@ fn take_over(path: &Path) -> Result<Lock> {
         // It may have taken the lock and not yet written itself down: looked at again each time.
         let holder = lock::holder(path);
         if let Some(supervisor) = holder.filter(|_| holder != told) {
-            supervisor.signal(Signal::SIGTERM);
+            supervisor.signal(signal);
             told = holder;
         }
         if Instant::now() < until {

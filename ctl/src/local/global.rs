@@ -6,6 +6,7 @@ use super::lock::Lock;
 use crate::error::{Context, Failure, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ const LOCK: &str = "/run/fast-sandbox.lock";
 /// There while a node needs forwarding.
 const FORWARDING: &str = "/run/fast-sandbox.forwarding";
 const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
+/// Whoever turns that switch changes `forwarding` of all interfaces here, and whether hosts take redirects
+/// (`inet_forward_change` in the kernel's net/ipv4/devinet.c).
+const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Does `work` while no other node does anything of the kind.
@@ -25,18 +29,17 @@ pub(crate) fn alone<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
-/// Who needs forwarding, and what the switch said before the first of them.
+/// Who needs forwarding, and how it was before the first of them.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Forwarding {
-    before: String,
+    before: BTreeMap<PathBuf, String>,
     /// Run directories of the nodes, by their table's name.
     nodes: BTreeMap<String, PathBuf>,
 }
 
 /// Turns forwarding on for a node. Only within [`alone`].
 pub(crate) fn forward(dirs: &Dirs) -> Result<()> {
-    let now = std::fs::read_to_string(SWITCH).context(|| format!("cannot read {SWITCH}"))?;
-    let next = joined(read(), dirs, now.trim());
+    let next = joined(read(), dirs, settings());
     write(&next)?;
     std::fs::write(SWITCH, "1").context(|| format!("cannot turn forwarding on in {SWITCH}"))
 }
@@ -48,8 +51,27 @@ pub(crate) fn unforward(dirs: &Dirs) -> Result<()> {
     if !next.nodes.is_empty() {
         return write(&next);
     }
-    std::fs::write(SWITCH, &next.before).context(|| format!("cannot put {SWITCH} back"))?;
+    let (switch, others): (Vec<_>, Vec<_>) = next.before.iter().partition(|(path, _)| **path == Path::new(SWITCH));
+    for (path, value) in switch.into_iter().chain(others) {
+        match std::fs::read_to_string(path) {
+            // An interface that has gone meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Ok(now) if now == *value => {}
+            _ => std::fs::write(path, value).context(|| format!("cannot put {} back", path.display()))?,
+        }
+    }
     std::fs::remove_file(FORWARDING).context(|| format!("cannot remove {FORWARDING}"))
+}
+
+/// Everything that the switch changes, as it is now.
+fn settings() -> BTreeMap<PathBuf, String> {
+    let interfaces = std::fs::read_dir(INTERFACES).into_iter().flatten().flatten();
+    let forwarding = interfaces.map(|entry| entry.path().join("forwarding"));
+    let paths = [SWITCH.into(), Path::new(INTERFACES).join("all/accept_redirects")].into_iter().chain(forwarding);
+    paths
+        .filter_map(|path| Some((std::fs::read_to_string(&path).ok()?, path)))
+        .map(|(value, path)| (path, value))
+        .collect()
 }
 
 fn read() -> Option<Forwarding> {
@@ -61,8 +83,8 @@ fn write(state: &Forwarding) -> Result<()> {
     std::fs::write(FORWARDING, text).context(|| format!("cannot write {FORWARDING}"))
 }
 
-fn joined(state: Option<Forwarding>, dirs: &Dirs, now: &str) -> Forwarding {
-    let mut state = state.unwrap_or_else(|| Forwarding { before: now.to_owned(), nodes: BTreeMap::new() });
+fn joined(state: Option<Forwarding>, dirs: &Dirs, before: BTreeMap<PathBuf, String>) -> Forwarding {
+    let mut state = state.unwrap_or_else(|| Forwarding { before, nodes: BTreeMap::new() });
     state.nodes.insert(dirs.table.clone(), dirs.run.clone());
     state
 }
@@ -80,18 +102,19 @@ mod tests {
     #[test]
     fn forwarding_is_remembered_from_before_the_first_node_until_the_last_one_goes() {
         let (a, b) = (Dirs::of(Some(Path::new("/tmp/no-a"))), Dirs::of(Some(Path::new("/tmp/no-b"))));
-        let state = joined(None, &a, "0");
-        let state = joined(Some(state), &b, "1");
-        assert_eq!((state.before.as_str(), state.nodes.len()), ("0", 2));
+        let says = |value: &str| BTreeMap::from([(PathBuf::from(SWITCH), value.to_owned())]);
+        let state = joined(None, &a, says("0"));
+        let state = joined(Some(state), &b, says("1"));
+        assert_eq!((&state.before, state.nodes.len()), (&says("0"), 2));
         let state = left(state, &a, |_| true);
-        assert_eq!((state.before.as_str(), state.nodes.len()), ("0", 1));
+        assert_eq!((&state.before, state.nodes.len()), (&says("0"), 1));
         assert!(left(state, &b, |_| true).nodes.is_empty());
     }
 
     #[test]
     fn a_node_that_never_said_goodbye_does_not_keep_forwarding_on() {
         let (a, b) = (Dirs::of(Some(Path::new("/tmp/no-a"))), Dirs::of(Some(Path::new("/tmp/no-b"))));
-        let state = joined(Some(joined(None, &a, "0")), &b, "1");
+        let state = joined(Some(joined(None, &a, BTreeMap::new())), &b, BTreeMap::new());
         assert!(left(state, &b, |run| run != a.run).nodes.is_empty());
     }
 }

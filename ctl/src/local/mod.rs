@@ -51,9 +51,9 @@ enum What {
     /// Start it; done when every agent is ready
     #[command(after_help = environment::HELP)]
     Up(agents::Flags),
-    /// Stop it; images, claims and logs stay
+    /// Stop it: sandboxes get SIGTERM and up to 10 s; images, claims and logs stay
     Down {
-        /// Leave nothing: remove images, claims and logs too
+        /// Leave nothing: end sandboxes at once, remove images, claims and logs too
         #[arg(long)]
         purge: bool,
     },

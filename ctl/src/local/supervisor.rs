@@ -5,11 +5,12 @@ use super::dirs::Dirs;
 use super::lock::Lock;
 use super::process::Process;
 use super::record::{Addresses, Agent, Keeper, Node};
-use super::tear_down::tear_down;
+use super::tear_down::{Ending, tear_down};
 use super::{capacity, cgroups, controller, egress, global, keeper, mounts, network, sweep};
 use crate::client;
 use crate::error::{Context, Failure, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -53,7 +54,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
         }
         left => {
             if left.is_some() {
-                tear_down(dirs, left.as_ref())?;
+                tear_down(dirs, left.as_ref(), Ending::AtOnce)?;
                 mounts::ensure_tmpfs(&dirs.run)?;
             }
             cgroups::leave_session();
@@ -61,7 +62,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
                 Ok(node) => node,
                 Err(failure) => {
                     // A half-made node is no node.
-                    let _ = tear_down(dirs, None);
+                    let _ = tear_down(dirs, None, Ending::AtOnce);
                     return Err(failure);
                 }
             }
@@ -69,7 +70,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
     };
     let outcome = client::runtime()?.block_on(LocalSet::new().run_until(supervise(dirs, node)));
     let node = Node::read(dirs);
-    let ended = tear_down(dirs, node.as_ref());
+    let ended = tear_down(dirs, node.as_ref(), *outcome.as_ref().unwrap_or(&Ending::Orderly));
     log("the node is down");
     drop(lock);
     outcome.and(ended).map(|()| 0)
@@ -113,21 +114,31 @@ fn make(flags: &Flags, dirs: &Dirs) -> Result<Node> {
     })
 }
 
-/// Keeps everything running until SIGTERM or SIGINT.
-async fn supervise(dirs: &Dirs, node: Node) -> Result<()> {
+/// Keeps everything running until SIGTERM, SIGINT or SIGQUIT.
+async fn supervise(dirs: &Dirs, node: Node) -> Result<Ending> {
     let listen = |kind| signal(kind).context(|| "cannot listen for signals".into());
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let mut quit = listen(SignalKind::quit())?;
     let agents = node.agents.clone();
     let shared = Rc::new(Shared { dirs: dirs.clone(), node: RefCell::new(node) });
     for agent in agents {
         tokio::task::spawn_local(keep_keeper(Rc::clone(&shared), agent));
     }
     tokio::task::spawn_local(keep_controller(Rc::clone(&shared)));
-    tokio::select! {
-        _ = terminate.recv() => log("is told to end"),
-        _ = interrupt.recv() => log("is interrupted"),
-    }
-    Ok(())
+    Ok(tokio::select! {
+        _ = terminate.recv() => {
+            log("is told to end");
+            Ending::Orderly
+        }
+        _ = interrupt.recv() => {
+            log("is interrupted");
+            Ending::Orderly
+        }
+        _ = quit.recv() => {
+            log("is told to end at once");
+            Ending::AtOnce
+        }
+    })
 }
 
 /// The node, as every task sees it.
@@ -263,8 +274,18 @@ fn raise_descriptors() {
     }
 }
 
+/// A line as the node's other programs write theirs.
 fn log(text: &str) {
-    eprintln!("{} supervisor: {text}", humantime::format_rfc3339_millis(SystemTime::now()));
+    let now = humantime::format_rfc3339_millis(SystemTime::now());
+    if std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json") {
+        let fields = json!({ "message": text });
+        eprintln!(
+            "{}",
+            json!({ "timestamp": now.to_string(), "level": "INFO", "fields": fields, "target": "supervisor" })
+        );
+    } else {
+        eprintln!("{now} supervisor: {text}");
+    }
 }
 
 #[cfg(test)]

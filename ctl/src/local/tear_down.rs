@@ -8,17 +8,28 @@ use crate::error::{Failure, Result};
 use crate::output;
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The controller writes its last claims down.
 const CONTROLLER_GRACE: Duration = Duration::from_secs(10);
 const KILLED: Duration = Duration::from_secs(10);
+/// A keeper gives sandboxes 10 s at most (`FSB_STOP_TIMEOUT`), and itself some seconds more.
+const KEEPERS_GRACE: Duration = Duration::from_secs(16);
+
+/// How sandboxes end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With SIGTERM, their grace period, and their last words in the log.
+    Orderly,
+    /// At once: nothing of theirs is kept, or nobody is there to ask them.
+    AtOnce,
+}
 
 /// Ends the node. Goes on after a failure; the last one is the answer, the others are told.
-pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>) -> Result<()> {
+pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Result<()> {
     let mut failures = Vec::new();
     let mut try_to = |result: Result<()>| failures.extend(result.err());
-    try_to(end_processes(dirs, node));
+    try_to(end_processes(dirs, node, ending));
     let mut parents = node.map(|node| node.cgroups.clone()).unwrap_or_default();
     for parent in cgroups::own().into_iter().chain(roots()) {
         if !parents.contains(&parent) {
@@ -45,7 +56,7 @@ pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>) -> Result<()> {
 
 /// Removes images, claims and logs of a node that is down.
 pub(crate) fn purge(dirs: &Dirs) -> Result<()> {
-    mounts::unmount_below(&dirs.state)?;
+    mounts::unmount_inside(&dirs.state)?;
     sweep::remove(&dirs.state)?;
     sweep::remove(&dirs.log)?;
     if let Some(root) = &dirs.root {
@@ -55,13 +66,20 @@ pub(crate) fn purge(dirs: &Dirs) -> Result<()> {
     Ok(())
 }
 
-fn end_processes(dirs: &Dirs, node: Option<&Node>) -> Result<()> {
+fn end_processes(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Result<()> {
     let stuck = |what: &str| Err(Failure::new(format!("{what} does not end")));
     if let Some(node) = node {
         if node.controller.is_some_and(|controller| !controller.stop(CONTROLLER_GRACE)) {
             return stuck("the controller");
         }
         let keepers: Vec<Keeper> = node.keepers.values().copied().collect();
+        if ending == Ending::Orderly {
+            let until = Instant::now() + KEEPERS_GRACE;
+            keepers.iter().for_each(|keeper| keeper.keeper.signal(Signal::SIGTERM));
+            for keeper in &keepers {
+                keeper.keeper.wait(until.saturating_duration_since(Instant::now()));
+            }
+        }
         keepers.iter().for_each(|keeper| keeper.keeper.signal(Signal::SIGKILL));
         keepers.iter().try_for_each(sweep::end)?;
     }

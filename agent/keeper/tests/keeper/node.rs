@@ -286,13 +286,20 @@ impl Agent {
             how: None,
             urgent: false,
             lookups: Vec::new(),
+            spare: None,
         }));
     }
 
     /// The same, with descriptors.
     pub(crate) fn make_with(&self, id: &str, image: &str, fds: &[RawFd]) {
-        let message =
-            ToKeeper::Make(Make { id: id.into(), recipe: recipe(image), how: None, urgent: true, lookups: Vec::new() });
+        let message = ToKeeper::Make(Make {
+            id: id.into(),
+            recipe: recipe(image),
+            how: None,
+            urgent: true,
+            lookups: Vec::new(),
+            spare: None,
+        });
         socket::send(&self.socket, &wire::encode(&message).unwrap(), fds, MsgFlags::empty()).unwrap();
     }
 

@@ -103,7 +103,7 @@ impl Spawner {
     }
 
     pub fn request(&mut self, recipe: Recipe, how: Option<How>) -> Result<Paused, String> {
-        let make = Make { id: Self::id(), recipe, how, urgent: true, lookups: Vec::new() };
+        let make = Make { id: Self::id(), recipe, how, urgent: true, lookups: Vec::new(), spare: None };
         self.request_as(make)
     }
 
@@ -132,9 +132,23 @@ impl Spawner {
         if kill {
             let _ = fsb_host::pidfd::kill(&paused.pidfd, nix::sys::signal::Signal::SIGKILL);
         }
-        let exit = wait(&paused);
-        cgroup::remove(&paused.made.cgroups, Duration::from_secs(2)).unwrap();
+        let exit = self.end(&paused);
         std::fs::remove_dir_all(self.paths.layer(&paused.made.id)).unwrap();
+        exit
+    }
+
+    /// Waits for a container's end and keeps its layer for the next one, as the agent does.
+    pub fn spare(&self, paused: Paused) -> String {
+        self.end(&paused);
+        let id = paused.made.id;
+        fsb_host::layer::strip(&self.paths.layer(&id)).unwrap();
+        std::fs::rename(self.paths.layer(&id), self.paths.spare(&id)).unwrap();
+        id
+    }
+
+    fn end(&self, paused: &Paused) -> process::Exit {
+        let exit = wait(paused);
+        cgroup::remove(&paused.made.cgroups, Duration::from_secs(2)).unwrap();
         exit
     }
 }
