@@ -29,6 +29,9 @@ use tracing::warn;
 
 /// The most that is read at a time: what a pipe holds (pipe(7)).
 const READ: usize = 64 << 10;
+/// What a pipe may hold whose writer has filled it once, so that it has more to write before it must wait. Its pages count
+/// as the sandbox's memory.
+const LARGE: i32 = 256 << 10;
 /// Records are written when there are so many bytes of them.
 const ENOUGH: usize = 128 << 10;
 /// So many bytes, or a hundredth as many pipes, and everybody else has a turn: about half a millisecond.
@@ -199,6 +202,10 @@ impl<E: Engine> Drain<E> {
                     total += bytes;
                     pipe.left.set(pipe.left.get().map(|left| left - bytes));
                     self.write(token, &pipe, &input[..bytes]);
+                    if bytes == READ && !pipe.is_large.replace(true) {
+                        // Refused where the host's limits say so (pipe(7)): then it stays as it is.
+                        let _ = fcntl(pipe.fd.as_raw_fd(), FcntlArg::F_SETPIPE_SZ(LARGE));
+                    }
                     let until_end = pipe.closed.get() || pipe.left.get().is_some();
                     if bytes < room && !until_end {
                         break;

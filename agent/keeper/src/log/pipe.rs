@@ -17,6 +17,8 @@ pub(super) struct Pipe<E: Engine> {
     pub(super) handle: Rc<Handle>,
     /// What was read waits for the disk: nothing more is read meanwhile, so that the writer waits too.
     pub(super) busy: Cell<bool>,
+    /// It was made larger, or cannot be.
+    pub(super) is_large: Cell<bool>,
     /// There is no writer any more.
     pub(super) closed: Cell<bool>,
     /// Its end was reached, and what was read is being written.
@@ -37,6 +39,7 @@ impl<E: Engine> Pipe<E> {
             sink,
             handle,
             busy: Cell::new(false),
+            is_large: Cell::new(false),
             closed: Cell::new(false),
             over: Cell::new(false),
             left: Cell::new(None),
