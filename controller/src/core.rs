@@ -87,7 +87,7 @@ impl Core {
         let claim = Arc::new(claim);
         if entry.claim.status.generation != claim.status.generation {
             entry.confirmed = None;
-            entry.purged = false;
+            (entry.purging, entry.purged) = (false, false);
             entry.pushed = None;
         }
         entry.reservations.retain(|reservation| claim.holds(reservation.generation()));

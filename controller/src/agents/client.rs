@@ -52,6 +52,9 @@ pub fn read_token(path: &Path) -> Result<String, Error> {
     Ok(token.to_owned())
 }
 
+/// The longest message of an agent, in bytes: a snapshot carries the claim documents of all its sandboxes.
+const LONGEST_MESSAGE: usize = 1 << 30;
+
 /// A handle on the one connection to an agent. It connects when it is used and again when the connection broke.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -76,7 +79,7 @@ impl Client {
             why: "the agents' token has characters that cannot be sent".into(),
         })?;
         let channel = Channel::new(to, lost_after.min(Duration::from_secs(2)), Some(lost_after / 3));
-        let inner = AgentServiceClient::new(channel).max_decoding_message_size(64 << 20);
+        let inner = AgentServiceClient::new(channel).max_decoding_message_size(LONGEST_MESSAGE);
         Ok(Self { inner, bearer, deadline })
     }
 

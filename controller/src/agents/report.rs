@@ -84,6 +84,7 @@ fn gone(core: &Arc<Core>, agent: &Arc<Agent>, removed: agent::Removed) {
             if entry.claim.holds(claim.generation) || entry.claim.status.generation == claim.generation {
                 entry.gone.push(claim.generation);
             }
+            entry.purged |= entry.purging && entry.claim.status.generation == claim.generation;
             entry.not_before = None;
             entry.failures = 0;
         });

@@ -40,6 +40,9 @@ pub struct Entry {
     pub gone: Vec<i64>,
     /// An agent has said that nothing is left of the current instance and that its logs are gone too.
     pub purged: bool,
+    /// The agent has been told to remove the current instance with its logs and is at it: with its word that nothing is left
+    /// the claim is purged.
+    pub purging: bool,
     /// When the agent answered the create: an older report says nothing about the instance.
     pub confirmed: Option<Instant>,
     /// The policy that the agent was told.
@@ -71,6 +74,7 @@ impl Entry {
             reservations: Vec::new(),
             gone: Vec::new(),
             purged: false,
+            purging: false,
             confirmed: None,
             pushed: None,
             cancel: None,

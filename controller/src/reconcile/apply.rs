@@ -303,6 +303,8 @@ async fn remove(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>, which: Which) -
             other => other,
         }
     };
+    let is_gone = |entry: &Entry| entry.gone.contains(&generation);
+    let was_gone = core.table.with_uid(key, &claim.uid, |entry| is_gone(entry)).unwrap_or(false);
     let Some(answer) = call(core, key, &agent, ask).await else { return false };
     match answer {
         Ok(true) => {
@@ -314,8 +316,17 @@ async fn remove(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>, which: Which) -
             true
         }
         Ok(false) => {
-            // The agent works on it and says Removed when it is done; asking again is for when that is missed.
-            later(core, key, &claim.uid);
+            // The agent works on it and says Removed when it is done, which may be before this answer is read.
+            let done = core.table.with_uid(key, &claim.uid, |entry| {
+                entry.purging |= with_logs && entry.claim.status.generation == generation;
+                let done = !was_gone && is_gone(entry);
+                entry.purged |= done && entry.purging;
+                done
+            });
+            if done != Some(true) {
+                // Asking again is for when that word is missed.
+                later(core, key, &claim.uid);
+            }
             true
         }
         Err(status) => {

@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) failing_deletes: u32,
     /// Deletes are answered and not carried out.
     pub(crate) stop_hangs: bool,
+    /// Deletes are carried out at once, and answered later.
+    pub(crate) answers_late: bool,
     pub(crate) creates: Vec<CreateRequest>,
     pub(crate) deletes: Vec<DeleteRequest>,
     pub(crate) updates: Vec<UpdateRequest>,
@@ -160,6 +162,7 @@ impl FakeAgent {
             next: VecDeque::new(),
             failing_deletes: 0,
             stop_hangs: false,
+            answers_late: false,
             creates: vec![],
             deletes: vec![],
             updates: vec![],
@@ -273,31 +276,37 @@ impl AgentService for Service {
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         self.hear().await?;
         let request = request.into_inner();
-        let mut state = self.state.lock().unwrap();
-        state.deletes.push(request.clone());
-        if state.failing_deletes > 0 {
-            state.failing_deletes -= 1;
-            return Err(Status::internal("the runtime is stuck"));
-        }
-        if let Some(claim) = &request.claim {
-            let newest = state.newest.get(&claim.uid).copied().unwrap_or(0);
-            if claim.generation < newest {
-                return Err(Refusal::Stale.status("a newer generation is known"));
+        let (id, answers_late) = {
+            let mut state = self.state.lock().unwrap();
+            state.deletes.push(request.clone());
+            if state.failing_deletes > 0 {
+                state.failing_deletes -= 1;
+                return Err(Status::internal("the runtime is stuck"));
             }
-        }
-        let Some(id) = state.find(&request) else { return Ok(Response::new(DeleteResponse { gone: true })) };
-        if state.stop_hangs {
-            return Ok(Response::new(DeleteResponse { gone: false }));
-        }
-        if let Some(instance) = state.instances.get_mut(&id) {
-            instance.phase = InstancePhase::Stopping as i32;
-        }
-        drop(state);
+            if let Some(claim) = &request.claim {
+                let newest = state.newest.get(&claim.uid).copied().unwrap_or(0);
+                if claim.generation < newest {
+                    return Err(Refusal::Stale.status("a newer generation is known"));
+                }
+            }
+            let Some(id) = state.find(&request) else { return Ok(Response::new(DeleteResponse { gone: true })) };
+            if state.stop_hangs {
+                return Ok(Response::new(DeleteResponse { gone: false }));
+            }
+            if let Some(instance) = state.instances.get_mut(&id) {
+                instance.phase = InstancePhase::Stopping as i32;
+            }
+            (id, state.answers_late)
+        };
         let state = self.state.clone();
-        tokio::spawn(async move {
+        let removed = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(2)).await;
             state.lock().unwrap().remove(&id);
+            tokio::time::sleep(Duration::from_millis(50)).await;
         });
+        if answers_late {
+            removed.await.unwrap();
+        }
         Ok(Response::new(DeleteResponse { gone: false }))
     }
 

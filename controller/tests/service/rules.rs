@@ -32,6 +32,23 @@ async fn a_claim_stays_until_the_agent_confirms_however_often_the_call_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_asked_once_to_remove_and_its_word_that_it_is_done_is_enough() {
+    let world = World::new(1).await;
+    for (name, answers_late) in [("a", false), ("b", true)] {
+        world.create(name).await;
+        {
+            let mut state = world.agents[0].state();
+            state.answers_late = answers_late;
+            state.deletes.clear();
+        }
+        world.delete(name).await;
+        world.until_gone(name).await;
+        let asked = world.agents[0].state().deletes.len();
+        assert_eq!(asked, 1, "the agent's word comes before its answer: {answers_late}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn deleting_by_force_asks_for_no_grace_also_when_a_deletion_is_under_way() {
     let world = World::new(1).await;
     world.create("a").await;
