@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const KEEPER: &str = r#"#!/bin/sh
 env > "$FSB_LOG_DIR/$POD_NAME.next"
 mv "$FSB_LOG_DIR/$POD_NAME.next" "$FSB_LOG_DIR/$POD_NAME.env"
-for mount in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/pids /sys/fs/cgroup/freezer /sys/fs/cgroup/unified; do
+for mount in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/pids /sys/fs/cgroup/unified; do
   [ -e "$mount/cgroup.procs" ] || continue
   name=$(basename "$mount")
   own=$(awk -F: -v name="$name" '$2 == name || ($2 == "" && (name == "unified" || name == "cgroup")) { print $3 }' /proc/self/cgroup)

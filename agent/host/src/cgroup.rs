@@ -5,8 +5,8 @@
 //!                          /sandboxes/<id>/      one per sandbox, with its limits
 //! ```
 //!
-//! On v1 a sandbox has a directory in each of memory, cpu, pids and freezer; each further controller costs 70 µs and
-//! 40 KB per sandbox. `devices` has one directory, `policed`, for all of them, since the rules are the same. On v2 there
+//! On v1 a sandbox has a directory in each of memory, cpu and pids: those that limit it. Each further controller costs
+//! 70 µs and 40 KB per sandbox. `devices` has one directory, `policed`, for all of them, since the rules are the same. On v2 there
 //! is one directory. Where controllers are split between the two, those of v1 count.
 //!
 //! Sources: cgroups(7); Documentation/admin-guide/cgroup-v1/{memory,devices}.rst and cgroup-v2.rst of the kernel.
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// v1 controllers that each sandbox has a directory of its own in.
-const OWN: [&str; 4] = ["memory", "cpu", "pids", "freezer"];
+const OWN: [&str; 3] = ["memory", "cpu", "pids"];
 /// v1 controller whose rules all sandboxes share.
 const SHARED: &str = "devices";
 /// v2 controllers that are enabled for sandboxes.
@@ -387,7 +387,7 @@ mod tests {
         assert_eq!(tree.version(), Version::V1);
         assert_eq!(tree.dir("memory").unwrap(), Path::new("/sys/fs/cgroup/memory/pod/x/fsb/a"));
         assert_eq!(tree.dir("cpu").unwrap(), Path::new("/sys/fs/cgroup/cpu,cpuacct/fsb/a"));
-        assert_eq!(tree.sandbox("i").len(), 4);
+        assert_eq!(tree.sandbox("i").len(), 3);
         assert!(tree.polices_devices());
         assert!(in_controller(&tree.sandbox("i")[0], "cpu"));
         assert_eq!(Tree::from_json(&tree.to_json()).unwrap(), tree);

@@ -8,8 +8,8 @@
 //!
 //! Making files and directories is a large part of what a container costs a disk, so [`strip`] leaves those that the
 //! next container has, too. Only `upper` is reached through descriptors by which a sandbox can write, and those may have
-//! been passed on to another sandbox: it is always made anew. By a descriptor that leads to `lower` such a sandbox may
-//! read the host name of the next one, and write nothing.
+//! been passed on to another sandbox: it is always another directory, one that overlayfs had for itself. By a descriptor
+//! that leads to `lower` such a sandbox may read the host name of the next one, and write nothing.
 
 use crate::tree;
 use std::io;
@@ -24,18 +24,23 @@ pub const ETC_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 /// What overlayfs makes by itself in the work directory of a `volatile` mount (`ovl_make_workdir` in the kernel's
 /// fs/overlayfs/super.c), leaves there when the mount goes, and wants to be gone before the next one.
 const OVERLAY_FILE: &str = "work/work/incompat/volatile/dirty";
-const OVERLAY_DIRS: [&str; 3] = ["work/work/incompat/volatile", "work/work/incompat", "work/work"];
+const OVERLAY_DIR: &str = "work/work/incompat/volatile";
+const OVERLAY_DIRS: [&str; 2] = ["work/work/incompat", "work/work"];
 
-/// Removes what a dead container has added to its layer.
+/// Removes what a dead container has added to its layer. What is left, an empty `upper` of any mode included, is for the
+/// next one.
 ///
 /// # Errors
 /// Names the layer.
 pub fn strip(layer: &Path) -> io::Result<()> {
     // Most have written nothing: then what there is is known, and no directory need be read.
-    if !remove_dir(&layer.join(UPPER)) {
-        tree::remove(&layer.join(UPPER))?;
+    let upper = layer.join(UPPER);
+    if !remove_dir(&upper) {
+        tree::remove(&upper)?;
     }
     let known = is_gone(std::fs::remove_file(layer.join(OVERLAY_FILE)))
+        && is_empty(&layer.join(OVERLAY_DIR))
+        && is_gone(std::fs::rename(layer.join(OVERLAY_DIR), &upper))
         && OVERLAY_DIRS.iter().all(|dir| remove_dir(&layer.join(dir)));
     if known { Ok(()) } else { tree::remove(&layer.join(WORK)) }
 }
@@ -48,8 +53,14 @@ pub fn remove(layer: &Path) -> io::Result<()> {
     strip(layer)?;
     let etc = layer.join(LOWER).join("etc");
     let known = ETC_FILES.iter().all(|file| is_gone(std::fs::remove_file(etc.join(file))))
-        && [&etc, &layer.join(LOWER), &layer.join(WORK), layer].into_iter().all(remove_dir);
+        && [&etc, &layer.join(LOWER), &layer.join(UPPER), &layer.join(WORK), layer]
+            .into_iter()
+            .all(|dir| remove_dir(dir));
     if known { Ok(()) } else { tree::remove(layer) }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn remove_dir(dir: &Path) -> bool {
@@ -63,6 +74,7 @@ fn is_gone(removed: io::Result<()>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
 
     /// A layer as a dead container leaves it.
@@ -85,7 +97,13 @@ mod tests {
         layer
     }
 
-    const WRITTEN: [&[&str]; 4] = [&[], &["upper/a/b"], &["upper/etc/hosts", "upper/c"], &["work/work/#1", "work/d"]];
+    const WRITTEN: [&[&str]; 5] = [
+        &[],
+        &["upper/a/b"],
+        &["upper/etc/hosts", "upper/c"],
+        &["work/work/#1", "work/d"],
+        &["work/work/incompat/volatile/news"],
+    ];
 
     #[test]
     fn a_layer_is_removed_whether_it_was_written_to_or_not() {
@@ -103,8 +121,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for files in WRITTEN {
             let layer = written(dir.path(), files);
+            let inode = |path: &Path| path.metadata().map(|metadata| metadata.ino()).ok();
+            let (written, free) = (inode(&layer.join("upper")), inode(&layer.join(OVERLAY_DIR)));
             strip(&layer).unwrap();
-            assert!(!layer.join("upper").exists() && !layer.join("work/work").exists(), "{files:?}");
+            let upper = inode(&layer.join("upper"));
+            assert!(upper.is_none() || upper == free && upper != written, "a descriptor may lead there: {files:?}");
+            assert!(upper.is_none() || is_empty(&layer.join("upper")), "{files:?}");
+            assert!(!layer.join("work/work").exists(), "{files:?}");
             assert!(layer.join("lower/etc/hosts").exists());
             remove(&layer).unwrap();
         }

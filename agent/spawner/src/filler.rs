@@ -23,15 +23,17 @@ use std::time::Duration;
 
 /// Limits of a paused container: the defaults, so that a start without its own writes none.
 pub const DEFAULT_LIMITS: Limits = Limits { memory_bytes: 512 << 20, pids: 512, cpu_millis: None };
-/// How long a cast may take until it is parked.
-const CAST_PATIENCE_MS: u16 = 5000;
 /// More plugins than this do not fit into one cast.
 const CAST_PLUGINS: usize = 16;
 
 /// Makes paused containers, of one kind of runtime.
 pub trait Filler {
-    /// Makes one. On an error nothing of it is left.
+    /// Makes one. A cast is on its way until it says that it is parked ([`park::ready`]); what libcontainer makes is
+    /// parked. On an error nothing of it is left.
     fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure>;
+
+    /// Removes what there is of a container that failed on its way.
+    fn undo(&self, id: &str);
 }
 
 /// The keeper's ends of a paused container.
@@ -117,11 +119,6 @@ impl Containers {
             other => other,
         };
         let (pid, pidfd) = cast.context("cast")?;
-        drop(inner);
-        if let Err(error) = park::ready(ctl.as_fd(), CAST_PATIENCE_MS) {
-            let _ = fsb_host::pidfd::kill(&pidfd, nix::sys::signal::Signal::SIGKILL);
-            return Err(error).context("cast");
-        }
         container.ctl = Some(ctl);
         Ok((pid, pidfd))
     }
@@ -178,16 +175,6 @@ impl Containers {
         cgroup::set_limits(&cgroups, &DEFAULT_LIMITS, None).map_err(anyhow::Error::from).map_err(stage("limits"))?;
         let (pipes, reads) = Pipes::open(user.uid, user.gid).map_err(stage("pipes"))?;
         Ok((Container { root, cgroups, pipes, ctl: None }, reads))
-    }
-
-    fn undo(&self, id: &str) {
-        // A process that was killed half-made lets go of its cgroup some milliseconds later.
-        if let Err(error) = cgroup::remove(&self.seen.sandbox(id), Duration::from_millis(500)) {
-            tracing::warn!(id, %error, "a cgroup is left to the agent's sweep");
-        }
-        if let Err(error) = fsb_host::layer::remove(&self.paths.layer(id)) {
-            tracing::warn!(id, %error, "a layer is left to the agent's sweep");
-        }
     }
 }
 
@@ -257,6 +244,16 @@ impl Filler for Containers {
             self.undo(&make.id);
         }
         filled
+    }
+
+    fn undo(&self, id: &str) {
+        // A process that was killed half-made lets go of its cgroup some milliseconds later.
+        if let Err(error) = cgroup::remove(&self.seen.sandbox(id), Duration::from_millis(500)) {
+            tracing::warn!(id, %error, "a cgroup is left to the agent's sweep");
+        }
+        if let Err(error) = fsb_host::layer::remove(&self.paths.layer(id)) {
+            tracing::warn!(id, %error, "a layer is left to the agent's sweep");
+        }
     }
 }
 

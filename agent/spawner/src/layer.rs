@@ -75,8 +75,7 @@ fn fill(
     attributes: u64,
 ) -> io::Result<OwnedFd> {
     let (lower, upper, work) = (dir.join(LOWER), dir.join(UPPER), dir.join(WORK));
-    // Of this one nothing may be there.
-    std::fs::DirBuilder::new().mode(0o755).create(&upper).map_err(|error| named(&upper, &error))?;
+    make_dir(&upper, 0o755)?;
     make_dir(&work, 0o755)?;
     // The root directory that a process sees is the upper one: it looks as the image has it.
     if let Some(top) = lowers.first() {

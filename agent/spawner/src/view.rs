@@ -2,7 +2,7 @@
 //!
 //! libcontainer takes a cgroup's path from the root of what is mounted. On hosts where a process stands in different
 //! v1 cgroups per controller no one path is right, so this puts the agent's own cgroups where the hierarchies were:
-//! `/sandboxes/<id>` is then right for all of them, and libcontainer deals with four controllers instead of all.
+//! `/sandboxes/<id>` is then right for all of them, and libcontainer deals with these controllers instead of all.
 
 use fsb_host::cgroup::{Tree, Version};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};

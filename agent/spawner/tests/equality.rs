@@ -12,7 +12,7 @@ echo "# mounts"; while read id parent dev root point opt rest; do echo "$point $
 echo "# order"; cut -d' ' -f5 /proc/self/mountinfo | sort
 echo "# status"; grep -E "^(Cap|NoNew|Seccomp|Uid|Gid|Groups|NSpid|NSsid|NSpgid|Umask|Sig[BIC]|ShdPnd|Threads|Speculation|Cpus_allowed_list|Mems_allowed_list|CoreDumping)" /proc/self/status
 echo "# limits"; cat /proc/self/limits
-echo "# cgroup"; sed 's/^[0-9]*://' /proc/self/cgroup | grep -E '^(memory|cpu|pids|freezer|devices|.*cpuacct|)' | sort
+echo "# cgroup"; sed 's/^[0-9]*://' /proc/self/cgroup | grep -E '^(memory|cpu|pids|devices|.*cpuacct|)' | sort
 echo "# host"; hostname | wc -c; pwd; env | sort; echo "pid $$"; id; cat /etc/resolv.conf; cat /etc/hosts | wc -l; cat /etc/hostname | wc -c
 echo "# descriptors"; for f in /proc/$$/fd/*; do echo "${f##*/} $(readlink $f | sed 's/[0-9][0-9]*/N/')"; grep flags /proc/$$/fdinfo/${f##*/}; done
 echo "# stat"; cut -d' ' -f 4-8,18,19,38,40,41 /proc/self/stat; for f in oom_score_adj coredump_filter personality loginuid timerslack_ns comm; do echo $f; cat /proc/self/$f; done 2>&1; cat /proc/sys/kernel/domainname
@@ -80,7 +80,7 @@ fn a_cast_equals_a_container_made_by_libcontainer_in_everything_a_process_can_se
     }
 }
 
-/// Every setting in the cgroups of memory, cpu, pids and freezer; not what they count.
+/// Every setting in the cgroups of memory, cpu and pids; not what they count.
 fn cgroup_files(dirs: &[std::path::PathBuf]) -> String {
     let counts = ["usage", "stat", "procs", "tasks", "current", "events", "peak", "max_usage", "pressure", "kill"];
     let mut lines = Vec::new();

@@ -1,6 +1,6 @@
 //! A container from nothing, in straight-line code: what a cast does, and no more.
 //!
-//! In the parent: a cgroup with the default limits in each of memory, cpu, pids and freezer (one directory on v2), a
+//! In the parent: a cgroup with the default limits in each of memory, cpu and pids (one directory on v2), a
 //! writable layer on the same file system as the agents' layers, a detached overlay, clone3. In the child: join the
 //! cgroups, attach the overlay, /proc, /sys, /dev with its nodes, devpts, shm and mqueue, pivot, protect and mask
 //! paths, drop capabilities, no_new_privs, the seccomp filter, close everything, execve.

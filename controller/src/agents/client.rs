@@ -4,6 +4,7 @@ use crate::error::Error;
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::{agent, fastpath};
 use fsb_rpc::{Address, Channel};
+use futures_util::future::{BoxFuture, FutureExt, TryFutureExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::codegen::http::Uri;
@@ -152,14 +153,14 @@ impl Client {
     }
 }
 
-async fn within<T>(
+/// On the heap: a call takes two kilobytes, and the tasks that may make one are begun for every event of every sandbox.
+fn within<'a, T: 'a>(
     deadline: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    match tokio::time::timeout(deadline, call).await {
-        Ok(answer) => answer.map(tonic::Response::into_inner),
-        Err(_) => Err(Status::deadline_exceeded(format!("the agent did not answer within {deadline:?}"))),
-    }
+    call: impl Future<Output = Result<tonic::Response<T>, Status>> + Send + 'a,
+) -> BoxFuture<'a, Result<T, Status>> {
+    let late = move |_| Status::deadline_exceeded(format!("the agent did not answer within {deadline:?}"));
+    let answer = tokio::time::timeout(deadline, call).map(move |answer| answer.map_err(late).flatten());
+    answer.map_ok(tonic::Response::into_inner).boxed()
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ fn io_uring(disabled: &str) -> Finding {
     }
 }
 
-const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "freezer"];
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
 /// `proc` is /proc/cgroups, `v2` is cgroup.controllers at the root of a machine that has only v2.
 fn cgroups(proc: &str, mountinfo: &str, v2: &str) -> Finding {
@@ -107,8 +107,7 @@ fn cgroups(proc: &str, mountinfo: &str, v2: &str) -> Finding {
     };
     let available = |name: &str| {
         let mounted = v1.iter().any(|mount| mount.split([' ', ',']).any(|word| word == name));
-        // v2 freezes without a controller.
-        mounted || v2.split_whitespace().any(|word| word == name) || (kind == "v2" && name == "freezer")
+        mounted || v2.split_whitespace().any(|word| word == name)
     };
     let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !available(name)).collect();
     if missing.is_empty() {
@@ -293,10 +292,9 @@ mod tests {
 
     #[test]
     fn every_controller_that_limits_sandboxes_is_looked_for() {
-        let v1 = "1 2 0:1 / /c rw - cgroup cgroup rw,memory\n1 2 0:1 / /c rw - cgroup cgroup rw,cpu,cpuacct\n\
-                  1 2 0:1 / /c rw - cgroup cgroup rw,pids\n";
-        let freezer = "1 2 0:1 / /c rw - cgroup cgroup rw,freezer\n1 2 0:1 / /c rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(verdict(cgroups("", &format!("{v1}{freezer}"), "")), Ok);
+        let v1 = "1 2 0:1 / /c rw - cgroup cgroup rw,memory\n1 2 0:1 / /c rw - cgroup cgroup rw,cpu,cpuacct\n";
+        let pids = "1 2 0:1 / /c rw - cgroup cgroup rw,pids\n1 2 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(verdict(cgroups("", &format!("{v1}{pids}"), "")), Ok);
         assert_eq!(verdict(cgroups("", v1, "")), Missing);
         let v2 = "1 2 0:1 / /c rw - cgroup2 cgroup2 rw\n";
         assert_eq!(verdict(cgroups("", v2, "cpuset cpu io memory pids")), Ok);

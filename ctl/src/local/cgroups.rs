@@ -80,8 +80,6 @@ fn end(directory: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
-    // A frozen process of v1 does not even die.
-    let _ = write_if_there(&directory.join("freezer.state"), "THAWED");
     let _ = write_if_there(&directory.join("cgroup.kill"), "1");
     for pid in std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines() {
         // 0 is a process of a pid namespace that we do not see; and never our own group.
