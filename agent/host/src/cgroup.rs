@@ -65,6 +65,11 @@ pub struct Limits {
     pub cpu_millis: Option<u64>,
 }
 
+impl Limits {
+    /// Those of a new cgroup.
+    pub const NONE: Self = Self { memory_bytes: u64::MAX, pids: u64::MAX, cpu_millis: None };
+}
+
 impl Tree {
     /// The cgroup that this process stands in, or the one called `below` underneath. On v2 `below` counts from the
     /// mount's root: a cgroup with processes of its own cannot have children with controllers there.

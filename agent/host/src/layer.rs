@@ -33,16 +33,19 @@ const OVERLAY_DIRS: [&str; 2] = ["work/work/incompat", "work/work"];
 /// # Errors
 /// Names the layer.
 pub fn strip(layer: &Path) -> io::Result<()> {
-    // Most have written nothing: then what there is is known, and no directory need be read.
-    let upper = layer.join(UPPER);
-    if !remove_dir(&upper) {
-        tree::remove(&upper)?;
-    }
+    // Most have written nothing: then what there is is known. The one takes the other's place only if that is empty
+    // (rename(2)).
+    let (upper, free) = (layer.join(UPPER), layer.join(OVERLAY_DIR));
+    let replace = || std::fs::rename(&free, &upper).is_ok();
     let known = is_gone(std::fs::remove_file(layer.join(OVERLAY_FILE)))
-        && is_empty(&layer.join(OVERLAY_DIR))
-        && is_gone(std::fs::rename(layer.join(OVERLAY_DIR), &upper))
+        && is_empty(&free)
+        && (replace() || tree::remove(&upper).is_ok() && replace())
         && OVERLAY_DIRS.iter().all(|dir| remove_dir(&layer.join(dir)));
-    if known { Ok(()) } else { tree::remove(&layer.join(WORK)) }
+    if known {
+        return Ok(());
+    }
+    tree::remove(&upper)?;
+    tree::remove(&layer.join(WORK))
 }
 
 /// Removes a layer. One that is gone already is fine.

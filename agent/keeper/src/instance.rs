@@ -129,7 +129,10 @@ fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe, at_ms: Option
                 }
                 // The agent first: its client waits for this.
                 agent::tell(keeper, FromKeeper::Started { id: id.to_owned(), at_ms }, Vec::new());
-                keeper.store.write(&entry.record);
+                // One that has died meanwhile is written with its end.
+                if entry.alive {
+                    keeper.store.write(&entry.record);
+                }
             }
         }
     }

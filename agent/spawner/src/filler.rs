@@ -172,7 +172,9 @@ impl Containers {
             .map_err(stage("layer"))?;
         make.lookups.iter().for_each(|path| look_up(root.as_fd(), path));
         let cgroups = self.seen.create(&make.id).map_err(anyhow::Error::from).map_err(stage("cgroup"))?;
-        cgroup::set_limits(&cgroups, &DEFAULT_LIMITS, None).map_err(anyhow::Error::from).map_err(stage("limits"))?;
+        cgroup::set_limits(&cgroups, &DEFAULT_LIMITS, Some(&Limits::NONE))
+            .map_err(anyhow::Error::from)
+            .map_err(stage("limits"))?;
         let (pipes, reads) = Pipes::open(user.uid, user.gid).map_err(stage("pipes"))?;
         Ok((Container { root, cgroups, pipes, ctl: None }, reads))
     }
