@@ -20,6 +20,7 @@ pub(crate) async fn run(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
                     agent.discard(paused);
                 }
             }
+            Event::Unusable { id, cgroups } => agent.discard_unusable(id, cgroups),
             Event::Lost { id } => {
                 if let Some(instance) = lock(&agent.instances).get(id.as_str()).cloned() {
                     instance.state().in_keeper = false;

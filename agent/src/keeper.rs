@@ -16,6 +16,7 @@ use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -63,6 +64,11 @@ pub(crate) enum Event {
     },
     /// A container that nobody waits for: asked for by an agent before this one, or given up on.
     Unclaimed(Paused),
+    /// A container that nobody can be given.
+    Unusable {
+        id: String,
+        cgroups: Vec<PathBuf>,
+    },
     /// It was dead before it could be bound.
     Lost {
         id: String,
@@ -298,20 +304,25 @@ impl Keeper {
             }
             FromKeeper::Made(made) => {
                 let id = made.id.clone();
-                let (Some(ctl), Some(pidfd)) = (fds.next(), fds.next()) else {
-                    tracing::error!(instance = id, "a container came without its descriptors");
-                    return None;
+                let cgroups = made.cgroups.clone();
+                let paused = match (fds.next(), fds.next()) {
+                    (Some(ctl), Some(pidfd)) => Paused::new(made, ctl, pidfd).map_err(|error| error.to_string()),
+                    _ => Err("it came without its descriptors".to_owned()),
                 };
-                let paused = match Paused::new(made, ctl, pidfd) {
-                    Ok(paused) => paused,
-                    Err(error) => {
-                        tracing::error!(instance = id, %error, "its control end");
-                        return None;
+                let waiter = lock(&self.waiting).makes.remove(&id);
+                return match (paused, waiter) {
+                    (Ok(paused), Some(waiter)) => {
+                        waiter.send(Ok(paused)).err().and_then(Result::ok).map(Event::Unclaimed)
                     }
-                };
-                return match lock(&self.waiting).makes.remove(&id) {
-                    Some(waiter) => waiter.send(Ok(paused)).err().and_then(Result::ok).map(Event::Unclaimed),
-                    None => Some(Event::Unclaimed(paused)),
+                    (Ok(paused), None) => Some(Event::Unclaimed(paused)),
+                    (Err(error), waiter) => {
+                        tracing::error!(instance = id, error, "a container cannot be used");
+                        if let Some(waiter) = waiter {
+                            let failed = MakeFailed { id: id.clone(), stage: "agent".into(), error };
+                            let _ = waiter.send(Err(failed));
+                        }
+                        Some(Event::Unusable { id, cgroups })
+                    }
                 };
             }
             FromKeeper::MakeFailed(failed) => {

@@ -118,6 +118,16 @@ impl Agent {
         });
     }
 
+    /// Ends a container that came without what is needed to end it: the keeper does that.
+    pub(crate) fn discard_unusable(self: &Arc<Self>, id: String, cgroups: Vec<PathBuf>) {
+        let agent = self.clone();
+        self.tracker.spawn(async move {
+            let _ = agent.keeper.forget(&id).await;
+            let layer = agent.config.paths.layer(&id);
+            agent.reap_remains(id, Remains { cgroups, layer });
+        });
+    }
+
     /// Does something that may fail for a while until it succeeds, as one of the few workers. Shutting down ends it:
     /// the next agent finds what is left. Says whether it was done.
     async fn insist(&self, id: &str, work: impl Fn() -> io::Result<()> + Clone + Send + 'static) -> bool {

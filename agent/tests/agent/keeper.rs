@@ -40,6 +40,8 @@ pub struct Mood {
     pub ignores_makes: bool,
     /// Makes fail with this error.
     pub makes_fail: Option<String>,
+    /// Containers come without their descriptors.
+    pub loses_descriptors: bool,
     /// The next so many binds find a dead container.
     pub dead_at_bind: usize,
     /// Parked processes do not look at their hand-off.
@@ -265,7 +267,8 @@ impl Keeper {
         let how = make.how.unwrap_or(How::Cast);
         let made =
             Made { id: make.id.clone(), pid: child.id() as i32, how, recipe: make.recipe, cgroups: vec![cgroup] };
-        tell(&state, &FromKeeper::Made(made.clone()), &[ctl.as_raw_fd(), pidfd.as_raw_fd()]);
+        let fds = [ctl.as_raw_fd(), pidfd.as_raw_fd()];
+        tell(&state, &FromKeeper::Made(made.clone()), if state.mood.loses_descriptors { &[] } else { &fds });
         let record = Record { made, binding: None, stage: Stage::Paused };
         let entry = Entry { record, pidfd, ctl: Some(ctl), handed: None, verdict: None, runs: false, told: false };
         state.entries.insert(make.id.clone(), entry);

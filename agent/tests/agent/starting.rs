@@ -191,6 +191,17 @@ async fn nothing_hangs_when_no_answer_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_be_used_is_told_at_once_and_removed() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    node.keeper.set(|mood| mood.loses_descriptors = true);
+    let error = node.agent.start_within(request("run"), Duration::from_secs(60)).await.unwrap_err();
+    assert!(error.to_string().contains("without its descriptors"), "{error}");
+    node.empty().await;
+    node.keeper.set(|mood| mood.loses_descriptors = false);
+    node.agent.start(request("run")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_goes_away_never_leaves_half_a_sandbox() {
     let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
     let mut claims = Vec::new();

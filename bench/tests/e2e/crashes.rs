@@ -1,7 +1,7 @@
 //! kill -9 at bad moments, under load: nothing is lost, nothing is left behind.
 
 use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
-use fsb_proto::agent::RemoveImageRequest;
+use fsb_proto::agent::{InstancePhase, RemoveImageRequest, StatusRequest};
 use fsb_proto::fastpath::FailurePolicy;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -338,6 +338,77 @@ fn with_the_keeper_every_sandbox_of_its_agent_ends_and_the_claims_say_so() {
             client.delete(&info.sandbox_id).await;
         }
         wait_empty(&mut client).await;
+    });
+    node.finish();
+}
+
+/// Where a claim's instances are, on all agents: agent and instance id of each that runs.
+async fn running(node: &Node, agents: &[&str], claim: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for name in agents {
+        let snapshot = node.agent(name).await.status(StatusRequest {}).await.unwrap().into_inner();
+        let of_claim = snapshot.instances.into_iter().filter(|instance| {
+            instance.claim.as_ref().is_some_and(|known| known.name == claim)
+                && instance.phase == InstancePhase::Running as i32
+        });
+        found.extend(of_claim.map(|instance| ((*name).to_owned(), instance.instance_id)));
+    }
+    found
+}
+
+#[test]
+fn a_frozen_agents_sandboxes_are_lost_and_come_back_and_recreated_ones_run_once() {
+    let agents = ["agent-1", "agent-2"];
+    let node = Node::up(&["--agents", "2", "--controller-arg=--agent-lost-after=1s"]);
+    block_on(async {
+        let mut client = node.client().await;
+        let kept = client.create("kept", "sleep 1000").await.unwrap().agent_pod;
+        let mut moved = Vec::new();
+        for i in 0..6 {
+            let mut request = shell(&format!("moved{i}"), "sleep 1000");
+            request.failure_policy = FailurePolicy::AutoRecreate as i32;
+            request.recovery_timeout_seconds = 1;
+            if client.create_as(request).await.unwrap().agent_pod == kept {
+                moved.push(format!("moved{i}"));
+            }
+        }
+        assert!(!moved.is_empty(), "none is beside it");
+        let mut before = vec![client.info("kept").await.unwrap()];
+        for name in &moved {
+            before.push(client.info(name).await.unwrap());
+        }
+
+        let own = format!("POD_NAME={kept}");
+        let named = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap().contains(&own);
+        let frozen = Pid::from_raw(node.pids("fsb-agent").into_iter().find(named).unwrap());
+        nix::sys::signal::kill(frozen, Signal::SIGSTOP).unwrap();
+        client.until("kept", "Lost").await;
+        let end = Instant::now() + PATIENCE;
+        for name in &moved {
+            loop {
+                let info = client.info(name).await.unwrap();
+                if info.agent_pod != kept && info.phase == "Running" {
+                    break;
+                }
+                assert!(Instant::now() < end, "{name} is not started elsewhere: {info:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+
+        nix::sys::signal::kill(frozen, Signal::SIGCONT).unwrap();
+        let back = client.until("kept", "Running").await;
+        assert_eq!(back.instance_id, before[0].instance_id, "it ran all the time");
+        for (name, old) in moved.iter().zip(&before[1..]) {
+            loop {
+                let instances = running(&node, &agents, name).await;
+                if let [(agent, instance)] = instances.as_slice() {
+                    assert!(*agent != kept && *instance != old.instance_id, "{instances:?}");
+                    break;
+                }
+                assert!(Instant::now() < end, "{name} runs more than once: {instances:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
     });
     node.finish();
 }
