@@ -10,7 +10,7 @@ use axum::http::{Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use fsb_proto::agent::agent_service_server::{AgentServiceServer, SERVICE_NAME};
-use fsb_rpc::{Pings, Stream};
+use fsb_rpc::{Listener, Pings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use http_body::Body;
@@ -25,10 +25,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
@@ -36,7 +34,7 @@ use tracing::instrument::Instrumented;
 /// The longest gRPC message: a create at the kernel's limit for arguments and environment.
 const LONGEST_MESSAGE: usize = 4 << 20;
 /// Connections at a time; the next one waits in the listen queue.
-const CONNECTIONS: usize = 1024;
+const CONNECTIONS: u32 = 1024;
 /// A peer that is gone without a word is noticed after these two: also what "no controller watches" rests on.
 const PINGS: Pings = Pings { every: Duration::from_secs(3), timeout: Duration::from_secs(4) };
 /// How long a client may take to send its request's head.
@@ -181,60 +179,10 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
-/// Where connections come from.
-trait Accept {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-
-    async fn accept(&self) -> std::io::Result<Self::Stream>;
-}
-
-impl Accept for UnixListener {
-    type Stream = Stream;
-
-    async fn accept(&self) -> std::io::Result<Stream> {
-        UnixListener::accept(self).await?.0.try_into()
-    }
-}
-
-impl Accept for TcpListener {
-    type Stream = TcpStream;
-
-    async fn accept(&self) -> std::io::Result<TcpStream> {
-        let (stream, _) = TcpListener::accept(self).await?;
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
-    }
-}
-
-async fn accept(listener: impl Accept, app: App, stop: CancellationToken) {
-    // Each listener has its own: who may only knock must not keep out who may come in.
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let connections = TaskTracker::new();
-    while let Ok(permit) = room.clone().acquire_owned().await {
-        let stream = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
-        };
-        match stream {
-            Ok(stream) => {
-                let (app, stop) = (app.clone(), stop.clone());
-                connections.spawn(async move {
-                    connection(stream, app, stop).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => accept_failed(error).await,
-        }
-    }
-    // What was asked before is answered.
-    connections.close();
-    connections.wait().await;
-}
-
-async fn accept_failed(error: std::io::Error) {
-    // Out of descriptors, as a rule: accepting at once again would only spin.
-    tracing::warn!(%error, "a connection could not be accepted");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+async fn accept(listener: impl Listener, app: App, stop: CancellationToken) {
+    // Each listener has its own bound: who may only knock must not keep out who may come in.
+    fsb_rpc::accept(listener, CONNECTIONS, stop.cancelled(), |stream| connection(stream, app.clone(), stop.clone()))
+        .await;
 }
 
 /// HTTP/2 is gRPC's, HTTP/1 that of people and scripts; the first bytes tell.

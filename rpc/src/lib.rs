@@ -10,6 +10,7 @@
 //! sleeps until the answer, at the moment in which the receiver begins to work. On a virtual machine that wake-up costs
 //! the receiver 20 to 170 µs, on every message. A [`Stream`] asks whether there is room only while there is none.
 
+mod accept;
 mod body;
 mod channel;
 mod pings;
@@ -17,6 +18,7 @@ mod serve;
 mod stream;
 mod timeout;
 
+pub use accept::{Listener, accept};
 pub use body::Incoming;
 pub use channel::{Address, Channel};
 pub use pings::Pings;

@@ -56,9 +56,7 @@ pub fn remove(layer: &Path) -> io::Result<()> {
     strip(layer)?;
     let etc = layer.join(LOWER).join("etc");
     let known = ETC_FILES.iter().all(|file| is_gone(std::fs::remove_file(etc.join(file))))
-        && [&etc, &layer.join(LOWER), &layer.join(UPPER), &layer.join(WORK), layer]
-            .into_iter()
-            .all(|dir| remove_dir(dir));
+        && [&etc, &layer.join(LOWER), &layer.join(UPPER), &layer.join(WORK), layer].into_iter().all(remove_dir);
     if known { Ok(()) } else { tree::remove(layer) }
 }
 

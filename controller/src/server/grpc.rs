@@ -1,19 +1,13 @@
 //! Fast-Path over the connections that come in.
 
 use crate::fast_path::Tokens;
-use fsb_rpc::{Incoming, Pings};
+use fsb_rpc::{Incoming, Listener, Pings};
 use futures_util::future::{Either, Ready, ready};
-use futures_util::{Stream, StreamExt};
 use std::convert::Infallible;
-use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::codegen::{Service, http};
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
@@ -21,9 +15,7 @@ use tracing::instrument::Instrumented;
 /// A connection whose peer does not answer for so long is closed.
 const KEEP_ALIVE: Pings = Pings { every: Duration::from_secs(20), timeout: Duration::from_secs(20) };
 /// Connections of a listener at a time; the next ones wait.
-const CONNECTIONS: usize = 4096;
-/// Out of descriptors, as a rule: accepting at once again would only spin.
-const PAUSE: Duration = Duration::from_millis(100);
+const CONNECTIONS: u32 = 4096;
 
 /// A service whose requests are spans, of their callers' traces. What comes without a token that is known is refused
 /// before its body is read.
@@ -63,38 +55,22 @@ where
 }
 
 /// Serves until `stop` is cancelled and the last call has ended.
-pub async fn serve<T, S>(incoming: impl Stream<Item = io::Result<T>>, service: S, stop: CancellationToken)
+pub async fn serve<L, S>(listener: L, service: S, stop: CancellationToken)
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    L: Listener,
     S: Service<http::Request<Incoming>, Response = http::Response<tonic::body::Body>, Error = Infallible>
         + Clone
         + Send
         + 'static,
     S::Future: Send,
 {
-    let (connections, room) = (TaskTracker::new(), Arc::new(Semaphore::new(CONNECTIONS)));
-    let mut incoming = pin!(incoming.take_until(stop.cancelled()));
-    while let Some(accepted) = incoming.next().await {
-        match accepted {
-            Ok(stream) => {
-                let (service, stopped) = (service.clone(), stop.clone().cancelled_owned());
-                let permit = tokio::select! {
-                    Ok(permit) = room.clone().acquire_owned() => permit,
-                    () = stop.cancelled() => break,
-                };
-                connections.spawn(async move {
-                    if let Err(error) = fsb_rpc::serve(stream, service, KEEP_ALIVE, stopped).await {
-                        tracing::debug!(%error, "a connection ended");
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(PAUSE).await;
+    let connection = |stream| {
+        let (service, stopped) = (service.clone(), stop.clone().cancelled_owned());
+        async move {
+            if let Err(error) = fsb_rpc::serve(stream, service, KEEP_ALIVE, stopped).await {
+                tracing::debug!(%error, "a connection ended");
             }
         }
-    }
-    connections.close();
-    connections.wait().await;
+    };
+    fsb_rpc::accept(listener, CONNECTIONS, stop.cancelled(), connection).await;
 }

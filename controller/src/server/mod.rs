@@ -12,14 +12,11 @@ use crate::error::Error;
 use crate::fast_path::{FastPath, Tokens};
 use crate::reconcile;
 use fsb_proto::fastpath::fast_path_service_server::FastPathServiceServer;
-use fsb_rpc::Stream;
-use futures_util::{StreamExt, TryStreamExt};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 
 /// The largest request. Argument lists over the kernel's limit are refused with a sentence, so they have to be read.
 const MAX_REQUEST: usize = 32 << 20;
@@ -91,14 +88,12 @@ impl Controller {
             .max_encoding_message_size(usize::MAX);
         let fast_path = grpc::Guarded::new(service, tokens);
         if let Some(listener) = tcp {
-            let incoming = TcpListenerStream::new(listener).inspect_ok(|stream| drop(stream.set_nodelay(true)));
-            tasks.spawn(grpc::serve(incoming, fast_path.clone(), core.stop.clone()));
+            tasks.spawn(grpc::serve(listener, fast_path.clone(), core.stop.clone()));
         }
         let mut socket = None;
         if let Some((listener, at)) = unix {
             socket = Some(at);
-            let incoming = UnixListenerStream::new(listener).map(|accepted| Stream::try_from(accepted?));
-            tasks.spawn(grpc::serve(incoming, fast_path, core.stop.clone()));
+            tasks.spawn(grpc::serve(listener, fast_path, core.stop.clone()));
         }
         let plain = [
             (metrics, http::metrics(core.clone())),
