@@ -6,8 +6,8 @@
 //! ```
 //!
 //! On v1 a sandbox has a directory in each of memory, cpu and pids: those that limit it. Each further controller costs
-//! 70 µs and 40 KB per sandbox. `devices` has one directory, `policed`, for all of them, since the rules are the same. On v2 there
-//! is one directory. Where controllers are split between the two, those of v1 count.
+//! 70 µs and 40 KB per sandbox. `devices` has one directory, `policed`, for all of them, since the rules are the same. On
+//! v2 there is one directory. Where controllers are split between the two, those of v1 count.
 //!
 //! Sources: cgroups(7); Documentation/admin-guide/cgroup-v1/{memory,devices}.rst and cgroup-v2.rst of the kernel.
 

@@ -51,6 +51,9 @@ pub(crate) fn serve(plan: &Plan<'_>) -> ! {
     }
     sys::send(CTL_FD, READY);
     loop {
+        // All that came with the request before, and its pidfd: a mould has nothing else below its control socket.
+        // SAFETY: no memory involved; nobody uses these descriptors any more.
+        unsafe { libc::syscall(libc::SYS_close_range, 3u32, CTL_FD as u32 - 1, 0u32) };
         let mut message = [0u8; MOST];
         let mut fds = [-1; FDS];
         let Some((n, count)) = sys::recv(CTL_FD, &mut message, &mut fds) else {
@@ -70,9 +73,6 @@ pub(crate) fn serve(plan: &Plan<'_>) -> ! {
                 }
             }
         }
-        // All that came and the pidfd: a mould has nothing else below its control socket.
-        // SAFETY: no memory involved; nobody uses these descriptors any more.
-        unsafe { libc::syscall(libc::SYS_close_range, 3u32, CTL_FD as u32 - 1, 0u32) };
     }
 }
 

@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_container_that_dies_or_is_not_parked_in_time_is_killed_and_undone() {
-        let (keeper, seen) = start(Duration::from_millis(30));
+        let (keeper, seen) = start(Duration::from_secs(1));
         ask(&keeper, 0);
         ask(&keeper, 1);
         begun(&seen, 2);
