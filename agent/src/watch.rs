@@ -80,14 +80,17 @@ impl Drop for Watcher {
 }
 
 impl Agent {
-    /// Tells watchers how an instance is now.
+    /// Tells watchers how an instance is now, if they do not know: of two changes in short succession the one who made
+    /// the first may find only the second.
     pub(crate) fn publish(&self, instance: &Instance) {
         if self.hub.changes.receiver_count() == 0 {
             // Not for nobody: building the event copies the claim.
             return;
         }
         let mut state = instance.state();
-        if state.phase != Phase::Gone {
+        let known = state.told == Some(state.phase) && state.phase != Phase::Creating;
+        if state.phase != Phase::Gone && !known {
+            state.told = Some(state.phase);
             state.published = true;
             // Told under the lock, so that the changes of one instance stay in order.
             self.hub.tell(Kind::Instance(state.to_wire()));

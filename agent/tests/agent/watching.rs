@@ -4,6 +4,7 @@ use crate::node::{Node, eventually, import_as, request};
 use fsb_proto::agent::event::Event;
 use fsb_proto::agent::{CreateRequest, InstancePhase};
 use futures_util::StreamExt;
+use std::collections::HashMap;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
@@ -32,6 +33,37 @@ async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
         phases.remove(0);
     }
     assert_eq!(phases, [InstancePhase::Stopping, InstancePhase::Ended]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_right_after_a_start_is_told_once() {
+    let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
+    let mut events = Box::pin(node.agent.watch());
+    events.next().await.unwrap().unwrap();
+    let calls = (0..100).map(|_| async {
+        let id = node.agent.start(request("run")).await.unwrap().instance_id;
+        node.agent.stop_and_remove(&id).await.unwrap();
+    });
+    let mut told = HashMap::<String, Vec<InstancePhase>>::new();
+    let watched = async {
+        let mut removed = 0;
+        while removed < 100 {
+            match events.next().await.unwrap().unwrap().event.unwrap() {
+                Event::Instance(instance) => {
+                    let phase = instance.phase();
+                    told.entry(instance.instance_id).or_default().push(phase);
+                }
+                Event::Removed(_) => removed += 1,
+                _ => {}
+            }
+        }
+    };
+    tokio::join!(futures_util::future::join_all(calls), watched);
+    assert_eq!(told.len(), 100);
+    for (id, phases) in told {
+        assert!(phases.is_sorted_by_key(|phase| *phase as i32), "{id}: {phases:?}");
+        assert!(phases.windows(2).all(|two| two[0] != two[1]), "{id}: {phases:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
