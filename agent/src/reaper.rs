@@ -77,14 +77,16 @@ impl Agent {
 
     /// Nothing of an instance runs any more: its slot and ports are free, and its end is reported.
     fn release(self: &Arc<Self>, instance: &Arc<Instance>) {
-        let (id, ticket) = {
+        let ticket = instance.state().ticket.take();
+        // Whoever sees that it has ended may count on its slot.
+        drop(ticket);
+        let id = {
             let mut state = instance.state();
             state.phase = Phase::Ended;
             state.pidfd = None;
             state.pin = None;
-            (state.id.clone(), state.ticket.take())
+            state.id.clone()
         };
-        drop(ticket);
         self.publish(instance);
         instance.changed();
         self.note_ended(&id);

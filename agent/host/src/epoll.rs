@@ -80,11 +80,12 @@ pub fn write_at(file: &impl AsRawFd, bytes: &[u8], offset: u64) -> nix::Result<u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::OFlag;
 
     #[test]
     fn bytes_and_ends_are_told_once() {
         let epoll = Epoll::new().unwrap();
-        let (read, write) = nix::unistd::pipe().unwrap();
+        let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).unwrap();
         epoll.add(&read, 7).unwrap();
         let told = || {
             let mut news = Vec::new();

@@ -219,15 +219,20 @@ fn backwards(file: &File, length: u64, mut visit: impl FnMut(u64, &[u8]) -> bool
 /// The files of a log that are newer than `known`, the oldest first; all of them if it is not among them any more.
 fn generations(path: &Path, known: Option<(u64, u64)>) -> io::Result<VecDeque<Open>> {
     let mut files: VecDeque<Open> = VecDeque::new();
+    let mut missing = false;
     for n in 0..MOST_FILES {
         let path = if n == 0 { path.to_owned() } else { PathBuf::from(format!("{}.{n}", path.display())) };
         let file = match File::open(&path) {
             Ok(file) => file,
-            // Between the two renames of a rotation the newest name is free for a moment.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && n == 0 => continue,
+            // Between two renames of a rotation one name is free for a moment: two of them are the end.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !missing => {
+                missing = true;
+                continue;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             Err(error) => return Err(error),
         };
+        missing = false;
         let meta = file.metadata()?;
         let inode = (meta.dev(), meta.ino());
         if known == Some(inode) {
@@ -308,6 +313,26 @@ mod tests {
         log.write(&["f"]);
         assert_eq!(all(&mut tail), ["f"]);
         assert_eq!(all(&mut log.open(None)), ["a", "b", "c", "d", "e", "f"]);
+    }
+
+    #[test]
+    fn a_reader_that_is_behind_and_comes_in_the_middle_of_a_rotation_misses_nothing() {
+        let mut log = Log::new();
+        log.write(&["a"]);
+        let mut tail = log.open(None);
+        assert_eq!(all(&mut tail), ["a"]);
+        for line in ["b", "c"] {
+            log.rotate();
+            log.write(&[line]);
+        }
+        let name = |n: u32| log.0.path().join(format!("x.log.{n}"));
+        std::fs::rename(name(2), name(3)).unwrap();
+        std::fs::rename(name(1), name(2)).unwrap();
+        assert_eq!(all(&mut tail), ["b", "c"]);
+        assert_eq!(all(&mut log.open(None)), ["a", "b", "c"]);
+        std::fs::rename(log.path(), name(1)).unwrap();
+        log.write(&["d"]);
+        assert_eq!(all(&mut tail), ["d"]);
     }
 
     #[test]

@@ -78,7 +78,7 @@ async fn a_stop_goes_on_where_the_agent_before_left_it() {
     let id = node.agent.start(request("run")).await.unwrap().instance_id;
     let delete = DeleteRequest {
         instance_id: id.clone(),
-        grace_period_seconds: Some(1),
+        grace_period_seconds: Some(5),
         remove_logs: true,
         ..Default::default()
     };

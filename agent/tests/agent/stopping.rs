@@ -17,7 +17,7 @@ async fn a_delete_is_answered_at_once_and_sigkill_comes_after_the_grace_period()
     let node = Node::new(&[("FSB_MAKE", "cast")]).await;
     node.keeper.set(|mood| mood.ignores_term = true);
     let stubborn = node.agent.start(request("run")).await.unwrap().instance_id;
-    assert!(!node.agent.delete(by_id(&stubborn, Some(1))).await.unwrap());
+    assert!(!node.agent.delete(by_id(&stubborn, Some(5))).await.unwrap());
     assert_eq!(node.phase(&stubborn), Some(InstancePhase::Stopping));
     // Nothing waits for it.
     let other = node.agent.start(request("run")).await.unwrap().instance_id;

@@ -1,11 +1,11 @@
 //! Everything that can be asked wrongly: each with its clear error, and nothing left of it.
 
-use crate::node::{Calls, Node, block_on, shell};
-use fsb_proto::fastpath::{CreateRequest, Resources};
+use crate::node::{Calls, Node, PATIENCE, block_on, shell};
+use fsb_proto::fastpath::{CreateRequest, ListAgentsRequest, Resources};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::Code;
 
 type Change = Box<dyn Fn(&mut CreateRequest)>;
@@ -201,14 +201,22 @@ fn a_client_that_vanishes_in_the_middle_leaves_a_whole_sandbox_or_none() {
             task.abort();
             tasks.push(task);
         }
+        // What was asked for last has had its time to come in.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mut client = node.client().await;
         for info in client.list().await {
-            assert_eq!(info.phase, "Running", "{info:?}");
+            client.until(&info.sandbox_id, "Running").await;
             client.remove(&info.sandbox_id).await;
         }
-        let agents = client.list_agents(fsb_proto::fastpath::ListAgentsRequest {}).await.unwrap().into_inner().items;
-        assert_eq!(agents[0].used, 0);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let agents = client.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().items;
+            if agents[0].used == 0 {
+                break;
+            }
+            assert!(Instant::now() < end, "slots are held: {agents:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     });
     node.finish();
 }

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -294,6 +295,32 @@ fn a_killed_controller_loses_nothing_and_books_nothing_twice() {
 }
 
 #[test]
+fn a_controller_whose_port_was_taken_meanwhile_listens_on_another() {
+    let node = Node::up(&[]);
+    let address = || {
+        let record = std::fs::read(node.run_dir().join("node.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+        record["addresses"]["fastpath"].as_str().unwrap().to_owned()
+    };
+    let (before, end) = (address(), Instant::now() + PATIENCE);
+    let _taken = loop {
+        for pid in node.pids("fsb-controller") {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if let Ok(listener) = TcpListener::bind(&before) {
+            break listener;
+        }
+        assert!(Instant::now() < end, "{before} does not become free");
+    };
+    while address() == before || TcpStream::connect(address()).is_err() {
+        assert!(Instant::now() < end, "nobody listens on {}{}", address(), node.node_log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(node.ctl_ok(&["run", "--rm", "--image", "busybox", "--", "echo", "works"]), "works\n");
+    node.finish();
+}
+
+#[test]
 fn with_the_keeper_every_sandbox_of_its_agent_ends_and_the_claims_say_so() {
     let node = Node::up(&["--agents", "2"]);
     block_on(async {
@@ -359,7 +386,7 @@ async fn running(node: &Node, agents: &[&str], claim: &str) -> Vec<(String, Stri
 #[test]
 fn a_frozen_agents_sandboxes_are_lost_and_come_back_and_recreated_ones_run_once() {
     let agents = ["agent-1", "agent-2"];
-    let node = Node::up(&["--agents", "2", "--controller-arg=--agent-lost-after=1s"]);
+    let node = Node::up(&["--agents", "2", "--controller-arg=--agent-lost-after=5s"]);
     block_on(async {
         let mut client = node.client().await;
         let kept = client.create("kept", "sleep 1000").await.unwrap().agent_pod;

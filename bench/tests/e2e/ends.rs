@@ -110,12 +110,12 @@ fn expiry_removes_the_container_and_keeps_the_claim() {
         let mut client = node.client().await;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
         let mut brief = shell("brief", "echo here; sleep 100");
-        brief.expire_time_seconds = now + 2;
+        brief.expire_time_seconds = now + 5;
         client.create_as(brief).await.unwrap();
         client.create("later", "sleep 100").await.unwrap();
         let update = UpdateRequest {
             sandbox_id: "later".into(),
-            update: Some(Update::ExpireTimeSeconds(now + 2)),
+            update: Some(Update::ExpireTimeSeconds(now + 5)),
             ..Default::default()
         };
         client.update_sandbox(update).await.unwrap();

@@ -1,8 +1,8 @@
 //! What the README's reader does.
 
-use crate::node::{Calls, Node, PATIENCE, block_on, program};
+use crate::node::{Calls, Node, block_on, program};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[test]
 fn a_user_runs_looks_reads_and_removes() {
@@ -13,6 +13,7 @@ fn a_user_runs_looks_reads_and_removes() {
     assert_eq!(log, "hello from a sandbox\n");
     let list = node.ctl_ok(&["list"]);
     assert!(list.contains("hello") && list.contains("busybox"), "{list}");
+    block_on(async { node.client().await.until("hello", "Succeeded").await });
     let json: serde_json::Value = serde_json::from_str(&node.ctl_ok(&["get", "hello", "-o", "json"])).unwrap();
     assert!(json.to_string().contains("Succeeded"), "{json}");
     node.ctl_ok(&["rm", "hello", "--wait"]);
@@ -63,7 +64,7 @@ fn a_reset_starts_a_new_instance_and_keeps_the_log_before() {
         assert!(second.instance_generation > first.instance_generation);
         let line = |id: &str| format!("{}\n", &id[..12]);
         assert_eq!(node.ctl_ok(&["logs", "r", "--previous"]), line(&first.instance_id));
-        assert_eq!(node.ctl_ok(&["logs", "r"]), line(&second.instance_id));
+        node.until_logged("r", &line(&second.instance_id));
     });
     node.finish();
 }
@@ -75,11 +76,7 @@ fn down_keeps_images_claims_and_logs_and_up_finds_them() {
     block_on(async { node.client().await.until("kept", "Succeeded").await });
     let asked = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
     node.ctl_ok(&["run", "asked", "--image", "busybox", "--", "sh", "-c", asked]);
-    let end = Instant::now() + PATIENCE;
-    while node.ctl_ok(&["logs", "asked"]) != "ready\n" {
-        assert!(Instant::now() < end, "{}", node.node_log());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    node.until_logged("asked", "ready\n");
     node.ctl_ok(&["local", "down"]);
     node.start(&[]);
     assert_eq!(

@@ -91,6 +91,19 @@ impl Node {
         out.into_owned()
     }
 
+    /// Waits until a sandbox's log is this.
+    pub fn until_logged(&self, sandbox: &str, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let log = self.ctl_ok(&["logs", sandbox]);
+            if log == text {
+                return;
+            }
+            assert!(Instant::now() < end, "{sandbox} has logged {log:?}, not {text:?}{}", self.node_log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The end of the node's own log, for a failing test.
     pub fn node_log(&self) -> String {
         let text = std::fs::read_to_string(self.root().join("log/node.log")).unwrap_or_default();

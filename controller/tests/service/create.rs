@@ -297,12 +297,11 @@ async fn a_write_that_fails_is_tried_until_it_succeeds_and_nobody_waits_for_it()
     let world = World::new(1).await;
     world.faults.transient.store(true, Ordering::SeqCst);
     world.create("a").await;
-    world.pass().await;
+    let metrics = &world.controller.as_ref().unwrap().core().metrics;
+    eventually("the failures are counted", || metrics.claim_write_errors.get() > 3).await;
     let info = world.get("a").await.unwrap();
     assert_eq!((info.phase.as_str(), info.persisted), ("Running", false));
     assert_eq!(world.list().await.len(), 1);
-    let metrics = &world.controller.as_ref().unwrap().core().metrics;
-    assert!(metrics.claim_write_errors.get() > 3, "the failures are counted");
     assert_eq!(metrics.claims_waiting.get(), 1);
     world.faults.transient.store(false, Ordering::SeqCst);
     world.until("a", "persisted", |info| info.persisted).await;
@@ -326,9 +325,8 @@ async fn a_sandbox_can_be_deleted_before_its_claim_is_written() {
 async fn a_claim_that_is_refused_for_good_stops_its_sandbox_after_the_orphan_timeout() {
     let world = World::new(1).await;
     world.faults.refuse.store(true, Ordering::SeqCst);
-    world.create("a").await;
-    assert_eq!(world.get("a").await.unwrap().phase, "Running");
     world.agents[0].state().stop_hangs = true;
+    world.create("a").await;
     let info = world.until_phase("a", "Terminating").await;
     assert_eq!(info.reason, "ClaimRefused");
     assert!(info.message.contains("over the quota"), "{}", info.message);

@@ -166,7 +166,7 @@ async fn nothing_is_admitted_before_the_agents_have_reported() {
     world.create("a").await;
     world.stop().await;
     world.agents[0].kill();
-    world.timing.settle = Duration::from_millis(400);
+    world.timing.settle = Duration::from_secs(20);
     world.start().await;
     let core = world.controller.as_ref().unwrap().core().clone();
     assert!(!*core.ready.borrow());

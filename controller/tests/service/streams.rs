@@ -128,7 +128,10 @@ async fn a_follower_ends_with_the_controller() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn followers_that_go_away_or_do_not_read_on_cost_nobody_the_connection() {
-    let world = World::new(1).await;
+    let mut world = World::new(1).await;
+    // An agent that is slow under this is not dead.
+    world.timing.agent_lost_after = Duration::from_secs(60);
+    world.restart().await;
     world.create("a").await;
     let request = LogsRequest { sandbox_id: "a".into(), follow: true, ..Default::default() };
     let mut stays = world.client.clone().logs(request.clone()).await.unwrap().into_inner();

@@ -86,7 +86,7 @@ pub(crate) struct World {
 fn timing() -> Timing {
     Timing {
         agent_lost_after: Duration::from_millis(300),
-        settle: Duration::from_secs(2),
+        settle: Duration::from_secs(5),
         create_deadline: Duration::from_secs(10),
         call: Duration::from_millis(500),
         retry_least: Duration::from_millis(10),

@@ -53,4 +53,10 @@ impl Addresses {
         }
         Ok(Self { fastpath: address(ports[0]), metrics: address(ports[1]), health: address(ports[2]) })
     }
+
+    /// Whether a controller can listen on all of them now. A port that was chosen stays free only by chance until
+    /// then.
+    pub(crate) fn are_free(&self) -> bool {
+        [&self.fastpath, &self.metrics, &self.health].into_iter().all(|address| TcpListener::bind(address).is_ok())
+    }
 }

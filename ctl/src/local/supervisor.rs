@@ -167,6 +167,7 @@ async fn keep_controller(shared: Rc<Shared>) {
     }
     loop {
         back_off.begin();
+        choose_again(&shared);
         let started = controller::start(&shared.dirs, &shared.node.borrow());
         match started {
             Ok((child, process)) => {
@@ -176,6 +177,21 @@ async fn keep_controller(shared: Rc<Shared>) {
             Err(failure) => log(&failure.to_string()),
         }
         tokio::time::sleep(back_off.next()).await;
+    }
+}
+
+/// A node with a root chooses its controller's ports again if somebody else has taken one of them: without it there
+/// would be no controller.
+fn choose_again(shared: &Shared) {
+    if shared.dirs.root.is_none() || shared.node.borrow().addresses.are_free() {
+        return;
+    }
+    match Addresses::choose(&shared.dirs) {
+        Ok(addresses) => {
+            log(&format!("the controller's ports are taken: it listens on {} from now on", addresses.fastpath));
+            shared.change(|node| node.addresses = addresses);
+        }
+        Err(failure) => log(&failure.to_string()),
     }
 }
 

@@ -9,7 +9,7 @@ fn a_stop_gives_sandboxes_their_grace_and_leaves_nothing() {
     if !is_root() {
         return;
     }
-    let mut node = Node::start(&[("FSB_STOP_TIMEOUT", "1s")]);
+    let mut node = Node::start(&[("FSB_STOP_TIMEOUT", "5s")]);
     let (agent, _, _) = node.agent();
     let polite = node.start_shell(&agent, "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.01; done");
     let stubborn = node.start_shell(&agent, "trap '' TERM; echo ready; while :; do sleep 0.01; done");
