@@ -227,11 +227,6 @@ impl Pool {
         shelves.iter().flat_map(|shelf| std::mem::take(&mut lock(&shelf.stock).ready)).collect()
     }
 
-    /// Whether this is the shelf of its recipe, and none that was taken away.
-    fn has(&self, shelf: &Arc<Shelf>) -> bool {
-        lock(&self.shelves).get(&shelf.recipe).is_some_and(|known| Arc::ptr_eq(known, shelf))
-    }
-
     /// Paused containers of the image with this digest.
     pub(crate) fn count(&self, digest: &str) -> usize {
         let shelves = lock(&self.shelves);
@@ -360,11 +355,14 @@ async fn refill(agent: Arc<Agent>, shelf: Arc<Shelf>) {
     let making = agent.keeper.make(&shelf, None, false, &agent.spares);
     let made = tokio::time::timeout(MAKE_DEADLINE, making).await;
     let failed = {
+        // The shelves before a stock, as everywhere: and nobody takes this one away in between.
+        let shelves = lock(&agent.pool.shelves);
+        let is_there = shelves.get(&shelf.recipe).is_some_and(|known| Arc::ptr_eq(known, &shelf));
         let mut stock = lock(&shelf.stock);
         stock.pending -= 1;
         match made {
             // Its image was removed meanwhile.
-            Ok(Ok(paused)) if !agent.pool.has(&shelf) => {
+            Ok(Ok(paused)) if !is_there => {
                 agent.discard(paused);
                 None
             }
