@@ -4,7 +4,7 @@ use crate::admission::Ledger;
 use crate::config::Config;
 use crate::error::{Error, Result, StartError};
 use crate::images::{self, Images, Resolved};
-use crate::instance::Instance;
+use crate::instance::{Instance, Phase};
 use crate::keeper::{Keeper, Paused};
 use crate::launched::{self, Launched};
 use crate::metrics::{Metrics, Timing};
@@ -124,7 +124,7 @@ impl Agent {
         };
         let gone = self.delete(request).await?;
         if let (false, Some(instance)) = (gone, instance) {
-            instance.until(|state| (state.phase == crate::instance::Phase::Gone).then_some(())).await;
+            instance.until(|state| (state.phase == Phase::Gone).then_some(())).await;
         }
         Ok(())
     }
@@ -240,7 +240,12 @@ impl Agent {
         }
         let (request, claim) = (&order.request_id, &order.binding.claim_uid);
         if let Some(instance) = &instance {
-            self.publish(instance);
+            // Who stopped it since, or saw it end, has told that.
+            let mut state = instance.state();
+            if state.phase == Phase::Running {
+                self.publish_state(&mut state);
+            }
+            drop(state);
             tracing::debug!(request, claim, instance = %instance.id(), "started");
         }
         match failed {

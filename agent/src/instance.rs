@@ -52,10 +52,8 @@ pub(crate) struct State {
     pub(crate) started_at_ms: i64,
     /// The keeper was told whose it is, and will say when it is over.
     pub(crate) in_keeper: bool,
-    /// Some watcher knows of it.
+    /// Watchers were told of it.
     pub(crate) published: bool,
-    /// What all watchers were told last.
-    pub(crate) told: Option<Phase>,
     /// Its program was seen to start, by the start path or by the keeper.
     pub(crate) seen_started: bool,
     pub(crate) end: Option<End>,
@@ -99,7 +97,6 @@ impl Instance {
                 started_at_ms: 0,
                 in_keeper: false,
                 published: false,
-                told: None,
                 seen_started: false,
                 end: None,
                 pulling: false,

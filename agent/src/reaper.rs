@@ -85,9 +85,9 @@ impl Agent {
             state.phase = Phase::Ended;
             state.pidfd = None;
             state.pin = None;
+            self.publish_state(&mut state);
             state.id.clone()
         };
-        self.publish(instance);
         instance.changed();
         self.note_ended(&id);
     }

@@ -27,6 +27,10 @@ pub(crate) fn begin(agent: &Arc<Agent>, instance: &Arc<Instance>, grace: Option<
         state.phase = Phase::Stopping;
         state.kill_at = Some(kill_at);
         state.binding.kill_at_ms = now_ms() + kill_at.saturating_duration_since(Instant::now()).as_millis() as i64;
+        if first {
+            // Before the signal, and so before its end.
+            agent.publish_state(&mut state);
+        }
         if let Some(pidfd) = &state.pidfd {
             if kill_at <= Instant::now() {
                 kill_now(pidfd);
@@ -37,7 +41,6 @@ pub(crate) fn begin(agent: &Arc<Agent>, instance: &Arc<Instance>, grace: Option<
         first
     };
     instance.changed();
-    agent.publish(instance);
     if first {
         agent.tracker.spawn(see_through(agent.clone(), instance.clone()));
     } else {

@@ -1,7 +1,7 @@
 //! The stream that controllers watch: a snapshot, then every change, and a heartbeat.
 
 use crate::Agent;
-use crate::instance::{Instance, Phase};
+use crate::instance::{Instance, Phase, State};
 use crate::{lock, now_ms};
 use fsb_proto::agent::{self, event::Event as Kind};
 use futures_util::stream::{self, Stream};
@@ -80,19 +80,20 @@ impl Drop for Watcher {
 }
 
 impl Agent {
-    /// Tells watchers how an instance is now, if they do not know: of two changes in short succession the one who made
-    /// the first may find only the second.
+    /// Tells watchers how an instance is now.
     pub(crate) fn publish(&self, instance: &Instance) {
+        self.publish_state(&mut instance.state());
+    }
+
+    /// The same under the lock under which it was changed: so that the changes of one instance stay in order, and each
+    /// is told once.
+    pub(crate) fn publish_state(&self, state: &mut State) {
         if self.hub.changes.receiver_count() == 0 {
             // Not for nobody: building the event copies the claim.
             return;
         }
-        let mut state = instance.state();
-        let known = state.told == Some(state.phase) && state.phase != Phase::Creating;
-        if state.phase != Phase::Gone && !known {
-            state.told = Some(state.phase);
+        if state.phase != Phase::Gone {
             state.published = true;
-            // Told under the lock, so that the changes of one instance stay in order.
             self.hub.tell(Kind::Instance(state.to_wire()));
         }
     }

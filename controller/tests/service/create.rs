@@ -327,6 +327,7 @@ async fn a_claim_that_is_refused_for_good_stops_its_sandbox_after_the_orphan_tim
     world.faults.refuse.store(true, Ordering::SeqCst);
     world.agents[0].state().stop_hangs = true;
     world.create("a").await;
+    assert_eq!(world.get("a").await.unwrap().phase, "Running");
     let info = world.until_phase("a", "Terminating").await;
     assert_eq!(info.reason, "ClaimRefused");
     assert!(info.message.contains("over the quota"), "{}", info.message);
