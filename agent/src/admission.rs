@@ -56,7 +56,8 @@ pub enum Decision<T> {
 #[derive(Debug)]
 struct Claim<T> {
     generation: i64,
-    spec_hash: u64,
+    /// `None` = not known; a create of this generation is taken for the same.
+    spec_hash: Option<u64>,
     alias: Box<str>,
     alive: bool,
     handle: T,
@@ -104,7 +105,7 @@ impl<T: Clone> Ledger<T> {
                 return stale(claim.generation);
             }
             if generation == claim.generation {
-                if claim.spec_hash == ask.spec_hash {
+                if claim.spec_hash.is_none_or(|known| known == ask.spec_hash) {
                     return Ok(Decision::Existing(claim.handle.clone()));
                 }
                 return Err(Error::Conflict(format!(
@@ -134,7 +135,14 @@ impl<T: Clone> Ledger<T> {
             }
         }
         let ports = ask.ports.iter().copied();
-        Ok(Decision::Admitted(self.adopt(ask.uid, generation, ask.spec_hash, ask.alias, ports, handle(generation))))
+        Ok(Decision::Admitted(self.adopt(
+            ask.uid,
+            generation,
+            Some(ask.spec_hash),
+            ask.alias,
+            ports,
+            handle(generation),
+        )))
     }
 
     /// Takes in an instance that runs already, whatever the capacity: it cannot be refused any more. A port that
@@ -143,7 +151,7 @@ impl<T: Clone> Ledger<T> {
         &mut self,
         uid: &str,
         generation: i64,
-        spec_hash: u64,
+        spec_hash: Option<u64>,
         alias: &str,
         ports: impl IntoIterator<Item = u16>,
         handle: T,
@@ -158,7 +166,7 @@ impl<T: Clone> Ledger<T> {
     }
 
     /// Takes in an instance that has ended: it holds nothing, but its claim is known.
-    pub fn remember_ended(&mut self, uid: &str, generation: i64, spec_hash: u64, alias: &str, handle: T) {
+    pub fn remember_ended(&mut self, uid: &str, generation: i64, spec_hash: Option<u64>, alias: &str, handle: T) {
         self.remember(uid, generation, spec_hash, alias, false, handle);
     }
 
@@ -166,7 +174,7 @@ impl<T: Clone> Ledger<T> {
         &mut self,
         uid: &str,
         generation: i64,
-        spec_hash: u64,
+        spec_hash: Option<u64>,
         alias: &str,
         alive: bool,
         handle: T,
@@ -348,6 +356,15 @@ mod tests {
         ledger.forget("u", 2, true);
         assert_eq!(ledger.find("u", 3), Ok(Some(3)));
         ledger.release(three);
+    }
+
+    #[test]
+    fn what_an_earlier_version_has_started_is_the_same_to_a_create_of_its_generation() {
+        let mut ledger = Ledger::new(5);
+        let grant = ledger.adopt("u", 1, None, "", [], 42);
+        assert_eq!(ledger.admit(&ask("u", 1, 7, &NONE), |_| 0), Ok(Decision::Existing(42)));
+        assert_eq!(ledger.admit(&ask("u", 2, 7, &NONE), |_| 0), Ok(Decision::Superseded(42)));
+        ledger.release(grant);
     }
 
     #[test]

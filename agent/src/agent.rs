@@ -2,6 +2,7 @@
 
 use crate::admission::Ledger;
 use crate::config::Config;
+use crate::ended::Ended;
 use crate::error::{Error, Result, StartError};
 use crate::images::{self, Images, Resolved};
 use crate::instance::{Instance, Phase};
@@ -20,7 +21,7 @@ use crate::{collect, events, lock, lost, plugins, recover, remove};
 use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,8 +35,8 @@ pub struct Agent {
     pub(crate) ledger: Arc<Mutex<Ledger<Arc<Instance>>>>,
     /// By id, as long as anything of them is left.
     pub(crate) instances: Mutex<HashMap<Arc<str>, Arc<Instance>>>,
-    /// Ids of those that have ended, the oldest first.
-    pub(crate) ended: Mutex<VecDeque<Arc<str>>>,
+    /// Those that have ended.
+    pub(crate) ended: Mutex<Ended>,
     pub(crate) pool: Pool,
     pub(crate) launched: Launched,
     pub(crate) under_way: UnderWay,

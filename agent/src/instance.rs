@@ -10,6 +10,7 @@ use fsb_proto::agent;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -74,6 +75,8 @@ pub(crate) struct State {
 pub(crate) struct Instance {
     pub(crate) uid: Box<str>,
     pub(crate) generation: i64,
+    /// Its number among all of this agent, in the order in which they came.
+    pub(crate) born: u64,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -81,7 +84,9 @@ pub(crate) struct Instance {
 impl Instance {
     /// Admitted just now.
     pub(crate) fn new(binding: Binding) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            born: NEXT.fetch_add(1, Ordering::Relaxed),
             uid: binding.claim_uid.as_str().into(),
             generation: binding.generation,
             changed: Notify::new(),

@@ -9,6 +9,7 @@ mod async_fd;
 mod collect;
 mod command;
 mod config;
+mod ended;
 mod ends;
 mod error;
 mod events;
@@ -56,9 +57,16 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Unix time in milliseconds.
+/// Unix time in milliseconds, for people. It may be set at any moment: nothing waits by it.
 pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+/// Milliseconds of the clock that nobody sets, the same for every process since the machine was booted
+/// (CLOCK_MONOTONIC, clock_gettime(2)): [`std::time::Instant`] for a record that the next agent reads.
+pub(crate) fn monotonic_ms() -> i64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |time| time.tv_sec() * 1000 + time.tv_nsec() / 1_000_000)
 }
 
 /// A new instance id: 32 hexadecimal characters.

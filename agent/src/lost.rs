@@ -25,6 +25,8 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             Some((due, instance)) if due <= Instant::now() => {
                 tracing::warn!(instance = %instance.id(), "no controller for too long: stopping it");
                 instance.state().binding.cut_off = true;
+                // Before the signal: should this agent die right after it, the next one still knows why it ended.
+                stop::keep_binding(agent.clone(), instance.clone()).await;
                 let grace = instance.state().grace().min(GRACE);
                 stop::begin(&agent, &instance, Some(grace));
                 continue;

@@ -4,11 +4,12 @@ use crate::admission::Ask;
 use crate::now_ms;
 use fsb_host::cgroup::Limits;
 use fsb_host::wire::{Binding, Overlay};
+use fsb_proto::bounds::Bounded;
 use fsb_proto::domain::{
     DEFAULT_GRACE_SECONDS, DEFAULT_NAMESPACE, DEFAULT_RECOVERY_SECONDS, FailurePolicy, PullPolicy,
 };
 use fsb_proto::{Invalid, SandboxSpec, agent};
-use std::hash::{Hash, Hasher};
+use std::io;
 
 /// A create that is known to be right in itself.
 pub(crate) struct Order {
@@ -23,6 +24,7 @@ pub(crate) struct Order {
 impl Order {
     /// Checks a request of the wire.
     pub(crate) fn from_wire(wire: &agent::CreateRequest) -> Result<Self, Invalid> {
+        wire.check()?;
         let spec = SandboxSpec::from_agent(wire)?;
         let claim = wire.claim.clone().unwrap_or_default();
         if claim.uid.is_empty() {
@@ -30,11 +32,6 @@ impl Order {
         }
         if claim.generation < 0 {
             return Err(Invalid::new("claim.generation", "must not be negative"));
-        }
-        for (field, text) in [("claim.uid", &claim.uid), ("claim.name", &claim.name), ("alias", &wire.alias)] {
-            if text.len() > 253 || text.chars().any(char::is_control) {
-                return Err(Invalid::new(field, "must be at most 253 bytes without control characters"));
-            }
         }
         let grace = u32::try_from(wire.grace_period_seconds.unwrap_or(DEFAULT_GRACE_SECONDS as i32))
             .map_err(|_| Invalid::new("grace_period_seconds", "must not be negative"))?;
@@ -93,20 +90,70 @@ pub(crate) fn recreate_after(policy: FailurePolicy, seconds: u32) -> u32 {
     }
 }
 
-/// FNV-1a: the same for every build, since it is kept in records.
+/// Says which hash is in the lower 48 bits of a record's: 1 = FNV-1a of canonical JSON.
+const HASH_VERSION: u64 = 1;
+
+/// The hash by which creates of one claim are the same: of the spec's JSON, whose fields and keys have an order and which
+/// leaves out what was not asked for. The same for every build and compiler, since it is kept in records.
 fn spec_hash(spec: &SandboxSpec) -> u64 {
     struct Fnv(u64);
-    impl Hasher for Fnv {
-        fn finish(&self) -> u64 {
-            self.0
-        }
-        fn write(&mut self, bytes: &[u8]) {
+    impl io::Write for Fnv {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             for byte in bytes {
                 self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
             }
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
         }
     }
-    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    spec.hash(&mut hasher);
-    hasher.finish()
+    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    serde_json::to_writer(&mut hash, spec).expect("a spec of strings and numbers is always JSON");
+    HASH_VERSION << 48 | (hash.0 ^ hash.0 >> 48) & (1 << 48) - 1
+}
+
+/// The hash of a record, if it can be compared: those of an earlier version were of another kind.
+pub(crate) fn known_hash(hash: u64) -> Option<u64> {
+    (hash >> 48 == HASH_VERSION).then_some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fsb_proto::Resources;
+
+    #[test]
+    fn a_specs_hash_is_the_same_for_every_build_and_differs_with_every_field() {
+        let spec = SandboxSpec {
+            image: "busybox".into(),
+            args: vec!["echo".into(), "ä\"".into()],
+            envs: [("B".into(), "2".into()), ("A".into(), "1".into())].into(),
+            ports: [80, 443].into(),
+            resources: Resources { memory_bytes: Some(1 << 30), ..Default::default() },
+            ..Default::default()
+        };
+        let json = r#"{"image":"busybox","pool":"","command":[],"args":["echo","ä\""],"envs":{"A":"1","B":"2"},"#
+            .to_owned()
+            + r#""working_dir":"","ports":[80,443],"resources":{"memory_bytes":1073741824},"user":""}"#;
+        assert_eq!(serde_json::to_string(&spec).unwrap(), json, "a record's hash is of this text");
+        assert_eq!(spec_hash(&spec), 0x1_0000_0000_0000, "and is this number");
+        let changes: [fn(&mut SandboxSpec); 8] = [
+            |spec| spec.image.push('x'),
+            |spec| spec.command.push("x".into()),
+            |spec| spec.args.push(String::new()),
+            |spec| drop(spec.envs.remove("A")),
+            |spec| spec.working_dir.push('/'),
+            |spec| spec.ports.extend([1]),
+            |spec| spec.resources.pids = Some(1),
+            |spec| spec.user.push('x'),
+        ];
+        for change in changes {
+            let mut other = spec.clone();
+            change(&mut other);
+            assert_ne!(spec_hash(&other), spec_hash(&spec), "{other:?}");
+        }
+        assert_eq!(known_hash(spec_hash(&spec)), Some(spec_hash(&spec)));
+        assert_eq!(known_hash(0xdead_beef_dead_beef), None, "of an earlier version");
+    }
 }

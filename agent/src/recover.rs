@@ -5,7 +5,7 @@ use crate::admission::Ticket;
 use crate::instance::{Instance, Phase, Removal, source_of};
 use crate::keeper::Known;
 use crate::reaper::{self, Remains};
-use crate::{lock, now_ms, stop, undo};
+use crate::{lock, monotonic_ms, order, stop, undo};
 use fsb_host::wire::{Binding, Overlay, Recipe, Stage};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,14 +14,16 @@ use tokio::time::Instant;
 
 /// A hand-off that was sent by an agent that died right after it is through by then.
 const SETTLE: Duration = Duration::from_millis(250);
+/// No machine has been up for so long (32 years).
+const OF_THE_WALL_CLOCK_MS: i64 = 1_000_000_000_000;
 /// Containers that were asked for by an agent before this one have come by then.
 const SWEEP_AFTER: Duration = Duration::from_secs(10);
 
 /// Takes over what the keeper knows: stock becomes stock again, what runs is adopted with its slot, ports, names and
 /// stop timers, what was in the middle of its start is undone, what has ended is cleaned up.
 pub(crate) fn adopt(agent: &Arc<Agent>, mut known: Vec<Known>) {
-    // The newest generation of a claim comes last and is the one that counts.
-    known.sort_by_key(|known| known.record.binding.as_ref().map_or(0, |binding| binding.generation));
+    // The newest of a name comes last and is the one that counts.
+    known.sort_by_key(|known| known.record.binding.as_ref().map(|binding| (binding.created_at_ms, binding.generation)));
     for known in known {
         match known.record.binding.clone() {
             Some(binding) => bound(agent, known, binding),
@@ -74,7 +76,7 @@ fn bound(agent: &Arc<Agent>, known: Known, binding: Binding) {
         state.removal = binding.remove.then_some(Removal { logs: binding.remove_logs });
     }
     lock(&agent.instances).insert(id.clone(), instance.clone());
-    let (uid, generation, hash) = (&binding.claim_uid, binding.generation, binding.spec_hash);
+    let (uid, generation, hash) = (&binding.claim_uid, binding.generation, order::known_hash(binding.spec_hash));
     if let Stage::Ended(end) = known.record.stage {
         lock(&agent.ledger).remember_ended(uid, generation, hash, &binding.alias, instance.clone());
         {
@@ -117,10 +119,16 @@ fn go_on_stopping(agent: &Arc<Agent>, instance: &Arc<Instance>) {
     let due = {
         let mut state = instance.state();
         if state.binding.kill_at_ms == 0 {
+            // Its agent died before it had begun the stop that it noted.
+            state.binding.cut_off = false;
             return;
         }
-        let left = u64::try_from(state.binding.kill_at_ms - now_ms()).unwrap_or(0);
-        let due = Instant::now() + Duration::from_millis(left);
+        let left = match state.binding.kill_at_ms {
+            // An agent of an earlier version wrote Unix milliseconds.
+            OF_THE_WALL_CLOCK_MS.. => state.grace(),
+            at => Duration::from_millis(u64::try_from(at - monotonic_ms()).unwrap_or(0)),
+        };
+        let due = Instant::now() + left;
         state.phase = Phase::Stopping;
         state.kill_at = Some(due);
         due
@@ -141,10 +149,12 @@ async fn settle(agent: Arc<Agent>, instance: Arc<Instance>) {
             let at_ms = instance.state().started_at_ms;
             running(&instance, at_ms);
             agent.publish(&instance);
-            if over {
-                agent.reap(instance);
-            } else {
-                go_on_stopping(&agent, &instance);
+            let removal = instance.state().removal.is_some();
+            match (over, removal) {
+                (true, _) => agent.reap(instance),
+                // Asked for while it was not known whether it runs.
+                (false, true) => stop::begin(&agent, &instance, Some(Duration::ZERO)),
+                (false, false) => go_on_stopping(&agent, &instance),
             }
         }
         _ => undo::undo_adopted(agent, instance).await,

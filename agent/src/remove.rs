@@ -8,11 +8,7 @@ use crate::{lock, logs, stop};
 use fsb_proto::agent::DeleteRequest;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Ended instances that are remembered for a controller to ask for.
-const ENDED: usize = 10_000;
-/// How long they are.
-const ENDED_FOR: Duration = Duration::from_secs(3600);
+use tokio::time::Instant;
 
 impl Agent {
     /// Begins to stop and remove an instance. Says whether nothing of it is left already.
@@ -107,11 +103,7 @@ impl Agent {
 
     /// An instance has ended. Those that nobody asks for are not kept for ever.
     pub(crate) fn note_ended(self: &Arc<Self>, id: &Arc<str>) {
-        let oldest = {
-            let mut ended = lock(&self.ended);
-            ended.push_back(id.clone());
-            if ended.len() > ENDED { ended.pop_front() } else { None }
-        };
+        let oldest = lock(&self.ended).push(id.clone(), Instant::now());
         if let Some(oldest) = oldest.filter(|oldest| lock(&self.instances).contains_key(oldest)) {
             let agent = self.clone();
             self.tracker.spawn(async move { agent.forget(&[oldest.to_string()]).await });
@@ -127,17 +119,12 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             _ = tick.tick() => {}
             () = agent.shutdown.cancelled() => return,
         }
-        let before = crate::now_ms() - ENDED_FOR.as_millis() as i64;
         loop {
-            let Some(id) = lock(&agent.ended).front().cloned() else { break };
+            let Some(id) = lock(&agent.ended).pop_old(Instant::now()) else { break };
             let instance = lock(&agent.instances).get(&id).cloned();
             if let Some(instance) = instance {
-                if instance.state().end.is_some_and(|end| end.finished_at_ms > before) {
-                    break;
-                }
                 agent.forget_one(&instance).await;
             }
-            lock(&agent.ended).pop_front();
         }
     }
 }
@@ -179,7 +166,7 @@ impl Agent {
             ledger.handles().cloned().collect()
         };
         let named = candidates.into_iter().filter(|instance| instance.state().binding.claim == name);
-        named.max_by_key(|instance| instance.state().binding.created_at_ms)
+        named.max_by_key(|instance| instance.born)
     }
 
     /// The instance of that name, or the error that says there is none.

@@ -9,6 +9,7 @@ use crate::{lock, logs, stop};
 use fsb_image::{Image, Import};
 use fsb_proto::agent::agent_service_server::AgentService;
 use fsb_proto::agent::*;
+use fsb_proto::bounds::Bounded;
 use fsb_proto::domain::{FailurePolicy, PullPolicy};
 use fsb_proto::fastpath::LogChunk;
 use futures_util::stream::{BoxStream, StreamExt};
@@ -65,12 +66,14 @@ impl AgentService for Service {
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
         let (agent, request) = (self.0.clone(), request.into_inner());
+        request.check()?;
         let gone = detached(&self.0, QUICK, async move { agent.delete(request).await }).await?;
         Ok(Response::new(DeleteResponse { gone }))
     }
 
     async fn update(&self, request: Request<UpdateRequest>) -> Answer<UpdateResponse> {
         let request = request.into_inner();
+        request.check()?;
         let claim = request.claim.clone().unwrap_or_default();
         let instance = lock(&self.0.ledger)
             .find(&claim.uid, claim.generation)?
@@ -98,6 +101,7 @@ impl AgentService for Service {
     }
 
     async fn forget(&self, request: Request<ForgetRequest>) -> Answer<ForgetResponse> {
+        request.get_ref().check()?;
         let (agent, ids) = (self.0.clone(), request.into_inner().instance_ids);
         detached(&self.0, QUICK, async move {
             agent.forget(&ids).await;
@@ -110,6 +114,7 @@ impl AgentService for Service {
     type WatchStream = BoxStream<'static, Result<Event, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        request.get_ref().check()?;
         tracing::info!(watcher = request.into_inner().watcher, "watched");
         Ok(Response::new(self.0.watch().boxed()))
     }
@@ -131,6 +136,7 @@ impl AgentService for Service {
     }
 
     async fn remove_logs(&self, request: Request<RemoveLogsRequest>) -> Answer<RemoveLogsResponse> {
+        request.get_ref().check()?;
         for id in &request.get_ref().instance_ids {
             if self.0.find(id).is_none_or(|instance| instance.state().end.is_some()) {
                 logs::remove(&self.0.config.paths, id);
@@ -140,12 +146,14 @@ impl AgentService for Service {
     }
 
     async fn set_warm_images(&self, request: Request<SetWarmImagesRequest>) -> Answer<SetWarmImagesResponse> {
+        request.get_ref().check()?;
         self.0.pool.set_warm(request.into_inner().images);
         Ok(Response::new(SetWarmImagesResponse {}))
     }
 
     async fn import_image(&self, request: Request<ImportImageRequest>) -> Answer<ImageInfo> {
         let (agent, wire) = (self.0.clone(), request.into_inner());
+        wire.check()?;
         if !wire.path.starts_with('/') {
             return Err(fsb_proto::Invalid::new("path", format!("must be absolute, is {:?}", wire.path)).into());
         }
@@ -168,6 +176,7 @@ impl AgentService for Service {
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<Self::PullImageStream> {
         let (agent, wire) = (self.0.clone(), request.into_inner());
+        wire.check()?;
         let policy = PullPolicy::from_wire(wire.policy)?;
         let (sender, receiver) = mpsc::channel(64);
         self.0.tracker.spawn(async move {
@@ -200,6 +209,7 @@ impl AgentService for Service {
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
+        request.get_ref().check()?;
         let (agent, reference) = (self.0.clone(), request.into_inner().reference);
         let existed = detached(&self.0, QUICK, async move { agent.remove_image(&reference).await }).await?;
         Ok(Response::new(RemoveImageResponse { existed }))

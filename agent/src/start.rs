@@ -137,7 +137,7 @@ async fn admit(
             }
             // A newer generation is the controller's word that the old one must not run any more.
             Decision::Superseded(old) => {
-                stop::begin(agent, &old, Some(Duration::ZERO));
+                stop::give_way(agent, &old);
                 let ended = tokio::time::timeout_at(deadline, old.released()).await;
                 ended.map_err(|_| failed(Error::Deadline(within)))?;
             }
@@ -157,7 +157,8 @@ async fn launch(
     let spec = &order.spec;
     timing.enter(Stage::Image);
     let span = tracing::debug_span!("image");
-    let image = agent.image_for(instance, spec, order.overlay(), order.pull).instrument(span).await?;
+    let image = agent.image_for(instance, spec, order.overlay(), order.pull).instrument(span);
+    let image = unless_removed(instance, image).await?;
     let argv = command::argv(&image.wrapper, &image.entrypoint, &image.cmd, &spec.command, &spec.args)?;
     image.shelf.expect(argv[0], &image.env);
     timing.shelf = Some(image.shelf.clone());
@@ -205,7 +206,8 @@ async fn hand_over(
     timing: &mut Timing,
 ) -> Result<i64, Failure> {
     timing.enter(Stage::Take);
-    let (paused, source) = agent.pool.take(agent, &image.shelf).instrument(tracing::debug_span!("take")).await?;
+    let taken = agent.pool.take(agent, &image.shelf).instrument(tracing::debug_span!("take"));
+    let (paused, source) = unless_removed(instance, taken).await?;
     let paused = undo.holds(paused);
     let id = agent.enter(instance, paused, source, image);
     timing.done(Stage::Take);
@@ -289,6 +291,15 @@ async fn hand_over(
     }
     timing.done(Stage::Acknowledge);
     Ok(at_ms)
+}
+
+/// What may take long, unless the instance is to go meanwhile. What is there at once costs nothing more.
+async fn unless_removed<T>(instance: &Instance, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = instance.until(|state| state.removal.map(drop)) => Err(Error::Deleted),
+    }
 }
 
 fn owned(env: &[&str]) -> Vec<String> {

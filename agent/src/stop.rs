@@ -2,7 +2,7 @@
 
 use crate::Agent;
 use crate::instance::{Instance, Phase};
-use crate::now_ms;
+use crate::monotonic_ms;
 use fsb_host::pidfd;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -26,7 +26,8 @@ pub(crate) fn begin(agent: &Arc<Agent>, instance: &Arc<Instance>, grace: Option<
         }
         state.phase = Phase::Stopping;
         state.kill_at = Some(kill_at);
-        state.binding.kill_at_ms = now_ms() + kill_at.saturating_duration_since(Instant::now()).as_millis() as i64;
+        state.binding.kill_at_ms =
+            monotonic_ms() + kill_at.saturating_duration_since(Instant::now()).as_millis() as i64;
         if first {
             // Before the signal, and so before its end.
             agent.publish_state(&mut state);
@@ -46,6 +47,19 @@ pub(crate) fn begin(agent: &Arc<Agent>, instance: &Arc<Instance>, grace: Option<
     } else {
         agent.tracker.spawn(keep_binding(agent.clone(), instance.clone()));
     }
+}
+
+/// A newer generation of its claim is to start here: the instance is killed, or its start broken off.
+pub(crate) fn give_way(agent: &Arc<Agent>, instance: &Arc<Instance>) {
+    {
+        let mut state = instance.state();
+        if state.phase == Phase::Creating {
+            // The start path sees it, at the latest when it would commit.
+            state.removal.get_or_insert_default();
+        }
+    }
+    instance.changed();
+    begin(agent, instance, Some(Duration::ZERO));
 }
 
 /// Sends SIGKILL when it is due; a stop that was begun by an agent before this one goes on here, too.

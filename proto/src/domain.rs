@@ -1,5 +1,6 @@
 //! What a request means once it is known to be right.
 
+use crate::bounds::{MAX_IMAGE_BYTES, MAX_PATH_BYTES, MAX_PORTS, few};
 use crate::{agent, fastpath};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,14 @@ pub const MAX_STRING_BYTES: usize = 128 << 10;
 /// The most that arguments and environment may take together. Linux takes a quarter of the stack limit (execve(2)),
 /// 2 MiB at the usual 8 MiB; pointers and the file name count too, which the margin is for.
 pub const MAX_STRINGS_BYTES: usize = (2 << 20) - (64 << 10);
+
+/// The most thousandths of a core that a sandbox may ask for: the kernel's largest machine (NR_CPUS of x86-64).
+pub const MAX_CPU_MILLIS: i64 = 8192 * 1000;
+/// The most memory that a sandbox may ask for, and the largest writable layer, in bytes: what four levels of page tables
+/// reach (64 TiB).
+pub const MAX_MEMORY_BYTES: i64 = 1 << 46;
+/// The most processes and threads: PID_MAX_LIMIT of the kernel, more than which `pids.max` does not take (proc(5)).
+pub const MAX_PIDS: i64 = 4 << 20;
 
 /// A field of a request and the rule it broke.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
@@ -47,15 +56,19 @@ impl From<Invalid> for tonic::Status {
 }
 
 /// Limits of a sandbox. `None` = the default.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a core; `None` = no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_millis: Option<u64>,
     /// Bytes; `None` = [`DEFAULT_MEMORY_BYTES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     /// Processes and threads; `None` = [`DEFAULT_PIDS`].
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
     /// Size of the writable layer in bytes; `None` = no limit of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
 }
 
@@ -72,18 +85,19 @@ impl Resources {
 
     fn from_wire(wire: Option<&fastpath::Resources>) -> Result<Self, Invalid> {
         let Some(wire) = wire else { return Ok(Self::default()) };
-        let limit = |field: &'static str, value: i64, least: i64| match value {
+        let limit = |field: &'static str, value: i64, least: i64, most: i64| match value {
             0 => Ok(None),
             value if value < 0 => Err(Invalid::new(field, format!("must not be negative, is {value}"))),
             value if value < least => Err(Invalid::new(field, format!("must be at least {least}, is {value}"))),
+            value if value > most => Err(Invalid::new(field, format!("must be at most {most}, is {value}"))),
             value => Ok(Some(value as u64)),
         };
         Ok(Self {
             // 1 ms of each 100 ms period is the least that the kernel's CFS bandwidth takes.
-            cpu_millis: limit("resources.cpu_millis", wire.cpu_millis, 10)?,
-            memory_bytes: limit("resources.memory_bytes", wire.memory_bytes, 1 << 20)?,
-            pids: limit("resources.pids", wire.pids, 1)?,
-            disk_bytes: limit("resources.disk_bytes", wire.disk_bytes, 64 << 10)?,
+            cpu_millis: limit("resources.cpu_millis", wire.cpu_millis, 10, MAX_CPU_MILLIS)?,
+            memory_bytes: limit("resources.memory_bytes", wire.memory_bytes, 1 << 20, MAX_MEMORY_BYTES)?,
+            pids: limit("resources.pids", wire.pids, 1, MAX_PIDS)?,
+            disk_bytes: limit("resources.disk_bytes", wire.disk_bytes, 64 << 10, MAX_MEMORY_BYTES)?,
         })
     }
 
@@ -168,8 +182,9 @@ impl PullPolicy {
 /// What a sandbox is started with: the part of a request that makes two creates of one name the same or not.
 ///
 /// Equality is the rule of the specification's idempotency: image reference, pool, command, args, envs, working
-/// directory, ports as a set, resources, user.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// directory, ports as a set, resources, user. Records keep a hash of its JSON: a new field is left out of that where it
+/// was not asked for, so that the hashes of what runs stay true.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// The image's reference, as it was asked for.
     pub image: String,
@@ -233,7 +248,7 @@ impl SandboxSpec {
         if self.image.is_empty() {
             return Err(Invalid::new("image", "must not be empty"));
         }
-        if self.image.len() > 512 || self.image.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        if self.image.len() > MAX_IMAGE_BYTES || self.image.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(Invalid::new("image", "must be an image reference of at most 512 bytes without white space"));
         }
         let mut total = 0;
@@ -273,9 +288,8 @@ impl SandboxSpec {
             if !self.working_dir.starts_with('/') {
                 return Err(Invalid::new("working_dir", format!("must be absolute, is {:?}", self.working_dir)));
             }
-            // PATH_MAX with its NUL (path_resolution(7)).
-            if self.working_dir.len() > 4095 {
-                return Err(Invalid::new("working_dir", "must be at most 4095 bytes long"));
+            if self.working_dir.len() > MAX_PATH_BYTES {
+                return Err(Invalid::new("working_dir", format!("must be at most {MAX_PATH_BYTES} bytes long")));
             }
         }
         if self.user.len() > 256 || self.user.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -298,8 +312,9 @@ fn checked_string(field: &'static str, string: &str) -> Result<usize, Invalid> {
     Ok(string.len() + 1)
 }
 
-/// The ports of a request as a set: 1–65535, unique.
+/// The ports of a request as a set: 1–65535, unique, at most [`MAX_PORTS`].
 pub fn ports(field: &'static str, wire: &[i32]) -> Result<BTreeSet<u16>, Invalid> {
+    few(field, wire.len(), MAX_PORTS)?;
     let mut set = BTreeSet::new();
     for &port in wire {
         let Some(valid) = u16::try_from(port).ok().filter(|port| *port != 0) else {
@@ -399,6 +414,30 @@ mod tests {
             let mut bad = spec();
             bad.envs.insert(key.into(), "v".into());
             assert_eq!(bad.validate().unwrap_err().field, "envs", "{key:?}");
+        }
+    }
+
+    #[test]
+    fn resources_are_between_what_the_kernel_needs_and_what_it_has() {
+        type Set = fn(&mut fastpath::Resources, i64);
+        let table: [(&str, Set, i64, i64); 4] = [
+            ("resources.cpu_millis", |r, value| r.cpu_millis = value, 10, MAX_CPU_MILLIS),
+            ("resources.memory_bytes", |r, value| r.memory_bytes = value, 1 << 20, MAX_MEMORY_BYTES),
+            ("resources.pids", |r, value| r.pids = value, 1, MAX_PIDS),
+            ("resources.disk_bytes", |r, value| r.disk_bytes = value, 64 << 10, MAX_MEMORY_BYTES),
+        ];
+        for (field, set, least, most) in table {
+            let with = |value| {
+                let mut wire = fastpath::Resources::default();
+                set(&mut wire, value);
+                Resources::from_wire(Some(&wire)).map(|read| read.to_wire() == wire).map_err(|invalid| invalid.field)
+            };
+            for good in [0, least, most] {
+                assert_eq!(with(good), Ok(true), "{field} {good}");
+            }
+            for bad in [i64::MIN, -1, least - 1, most + 1, i64::MAX] {
+                assert!(bad == 0 || with(bad) == Err(field), "{field} {bad}");
+            }
         }
     }
 

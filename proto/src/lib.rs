@@ -3,6 +3,7 @@
 //! Everything that comes from outside is converted here, once: behind this crate a name is a name and a port is a
 //! port. Nothing in it does IO.
 
+pub mod bounds;
 pub mod domain;
 mod refusal;
 

@@ -281,7 +281,7 @@ pub fn set_limits(dirs: &[PathBuf], limits: &Limits, present: Option<&Limits>) -
             put(&dir.join("pids.max"), &limits.pids.to_string())?;
         }
         if is("cpu") && changed(|l| l.cpu_millis.unwrap_or(0)) {
-            let quota = limits.cpu_millis.map(|millis| (millis * PERIOD_US / 1000).max(1000));
+            let quota = limits.cpu_millis.map(|millis| millis.saturating_mul(PERIOD_US / 1000).max(1000));
             if v2 {
                 let quota = quota.map_or("max".to_owned(), |q| q.to_string());
                 put(&dir.join("cpu.max"), &format!("{quota} {PERIOD_US}"))?;

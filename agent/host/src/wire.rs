@@ -164,13 +164,14 @@ pub struct Binding {
     pub recreate_after_seconds: u32,
     /// Unix milliseconds.
     pub created_at_ms: i64,
-    /// Hash of the spec, for idempotent creates.
+    /// Hash of the spec's canonical JSON, for idempotent creates.
     pub spec_hash: u64,
     /// How it was got: `stock`, `cast` or `libcontainer`.
     pub source: String,
     /// The controller's claim, opaque.
     pub document: Vec<u8>,
-    /// A stop is under way: Unix milliseconds at which SIGKILL is due; 0 = none.
+    /// A stop is under way: when SIGKILL is due, in milliseconds of CLOCK_MONOTONIC, which nobody sets and which goes on
+    /// over an agent's death; 0 = none.
     pub kill_at_ms: i64,
     /// Its removal was asked for.
     pub remove: bool,

@@ -146,6 +146,11 @@ impl Keeper {
         self.lock().entries.get(id).and_then(|entry| entry.record.binding.clone())
     }
 
+    /// Changes a record, as if it had been written so.
+    pub fn edit(&self, id: &str, change: impl FnOnce(&mut Record)) {
+        change(&mut self.lock().entries.get_mut(id).unwrap().record);
+    }
+
     /// Whether the agent has said that this one runs.
     pub fn told(&self, id: &str) -> bool {
         self.lock().entries[id].told

@@ -3,7 +3,7 @@
 use crate::node::{IMAGE, Node, eventually, request};
 use fsb_agent::{Listeners, serve};
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
-use fsb_proto::agent::{DeleteRequest, ListImagesRequest, PingRequest, StatusRequest};
+use fsb_proto::agent::*;
 use std::os::unix::fs::PermissionsExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -128,6 +128,46 @@ async fn malformed_requests_get_a_clear_answer() {
     let (code, _) = served.http("GET", "/api/v1/agent/logs?sandboxId=nobody", "").await;
     assert_eq!(code, 404);
     assert_eq!(served.node.used(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_beyond_its_bounds_is_refused_over_either_interface_and_leaves_nothing() {
+    let served = served(None).await;
+    let address = format!("unix:{}", served.node.config.socket.display());
+    let client = AgentServiceClient::connect(address).await.unwrap();
+    let (ids, long) = (vec!["0".repeat(32); 1025], "x".repeat(1 << 20));
+    let claim = || Some(Claim { uid: long.clone(), generation: 1, ..Default::default() });
+    let codes = [
+        client.clone().create(CreateRequest { claim_document: vec![0; 100 << 10], ..request("run") }).await.err(),
+        client.clone().create(CreateRequest { request_id: long.clone(), ..request("run") }).await.err(),
+        client.clone().create(CreateRequest { exposed_ports: (1..=1025).collect(), ..request("run") }).await.err(),
+        client.clone().create(CreateRequest { claim: claim(), ..request("run") }).await.err(),
+        client.clone().delete(DeleteRequest { claim: claim(), ..Default::default() }).await.err(),
+        client.clone().delete(DeleteRequest { log_instance_ids: ids.clone(), ..Default::default() }).await.err(),
+        client.clone().update(UpdateRequest { claim: claim(), ..Default::default() }).await.err(),
+        client.clone().forget(ForgetRequest { instance_ids: ids.clone() }).await.err(),
+        client.clone().remove_logs(RemoveLogsRequest { instance_ids: ids }).await.err(),
+        client.clone().watch(WatchRequest { watcher: long.clone() }).await.err(),
+        client.clone().set_warm_images(SetWarmImagesRequest { images: vec![String::new(); 257] }).await.err(),
+        client.clone().pull_image(PullImageRequest { reference: long.clone(), policy: 0 }).await.err(),
+        client.clone().remove_image(RemoveImageRequest { reference: long.clone() }).await.err(),
+        client.clone().import_image(ImportImageRequest { path: format!("/{long}"), ..Default::default() }).await.err(),
+    ];
+    for (nth, refused) in codes.into_iter().enumerate() {
+        assert_eq!(refused.map(|status| status.code()), Some(Code::InvalidArgument), "call {nth}");
+    }
+    let env: Vec<String> = (0..60_000).map(|n| format!(r#""KEY_OF_AN_ENVIRONMENT_{n}":"""#)).collect();
+    let sandbox = |field: String| format!(r#"{{"sandbox":{{"sandboxId":"x","image":"tools",{field}}}}}"#);
+    for body in [
+        sandbox(format!(r#""env":{{{}}}"#, env.join(","))),
+        sandbox(format!(r#""claimUid":"{long}""#)),
+        sandbox(r#""memory":"1000000Gi""#.to_owned()),
+        sandbox(r#""cpu":"9223372036854775807m""#.to_owned()),
+    ] {
+        let (code, text) = served.http("POST", "/api/v1/agent/create", &body).await;
+        assert_eq!(code, 400, "{text}");
+    }
+    assert_eq!((served.node.used(), served.node.keeper.makes()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

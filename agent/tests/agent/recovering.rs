@@ -1,5 +1,6 @@
 //! What an agent finds again after it was killed.
 
+use crate::keeper::now_ms;
 use crate::node::{IMAGE, Node, eventually, request};
 use fsb_agent::Error;
 use fsb_proto::agent::{DeleteRequest, InstancePhase, Source};
@@ -96,4 +97,38 @@ async fn an_agent_that_is_told_to_end_takes_nothing_new_and_kills_nothing() {
     node.agent.close(Duration::from_secs(5)).await;
     assert_eq!(node.agent.start(request("run")).await.unwrap_err().cause, Error::Cordoned);
     assert_eq!(node.phase(&id), Some(InstancePhase::Running));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_a_record_is_by_the_clock_that_nobody_sets() {
+    let mut node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    node.keeper.set(|mood| mood.ignores_term = true);
+    let mut create = request("run");
+    create.grace_period_seconds = Some(1);
+    let id = node.agent.start(create).await.unwrap().instance_id;
+    let remove = DeleteRequest { instance_id: id.clone(), grace_period_seconds: Some(3600), ..Default::default() };
+    assert!(!node.agent.delete(remove).await.unwrap());
+    eventually("it is written down", || node.keeper.binding(&id).is_some_and(|b| b.kill_at_ms != 0)).await;
+    let up_ms = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec() * 1000;
+    let left_ms = node.keeper.binding(&id).unwrap().kill_at_ms - up_ms;
+    assert!((3_500_000..3_700_000).contains(&left_ms), "{left_ms}");
+    node.restart().await;
+    assert_eq!(node.phase(&id), Some(InstancePhase::Stopping), "it has its hour");
+    // An agent of an earlier version wrote down Unix time: here one whose clock was five years ahead.
+    let years_ms = 5 * 365 * 24 * 3_600_000;
+    node.keeper.edit(&id, |record| record.binding.as_mut().unwrap().kill_at_ms = now_ms() + years_ms);
+    node.restart().await;
+    node.empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_an_earlier_version_has_carried_out_finds_what_it_made() {
+    let mut node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let create = request("run");
+    let id = node.agent.start(create.clone()).await.unwrap().instance_id;
+    node.keeper.edit(&id, |record| record.binding.as_mut().unwrap().spec_hash = 0xdead_beef_dead_beef);
+    node.restart().await;
+    let again = node.agent.start(create).await.unwrap();
+    assert_eq!((again.instance_id.as_str(), again.existed), (id.as_str(), true));
+    node.agent.stop_and_remove(&id).await.unwrap();
 }

@@ -98,6 +98,25 @@ async fn a_delete_while_it_starts_undoes_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_newer_generation_breaks_off_the_start_of_the_older_one_and_runs() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    node.keeper.set(|mood| mood.ignores_makes = true);
+    let (mut one, mut two) = (request("run"), request("run"));
+    one.claim = Some(claim("box", 1));
+    two.claim = Some(claim("box", 2));
+    let (agent, older) = (node.agent.clone(), one.clone());
+    let older = tokio::spawn(async move { agent.start(older).await });
+    eventually("the older one waits for its container", || node.keeper.makes() > 0).await;
+    node.keeper.set(|mood| mood.ignores_makes = false);
+    let within = std::time::Duration::from_secs(10);
+    let id = node.agent.start_within(two, within).await.unwrap().instance_id;
+    assert_eq!(older.await.unwrap().unwrap_err().cause, Error::Deleted);
+    assert_eq!((node.phase(&id), node.used()), (Some(InstancePhase::Running), 1));
+    assert!(matches!(node.agent.start(one).await.unwrap_err().cause, Error::Stale { .. }));
+    node.agent.stop_and_remove(&id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_and_aliases_find_the_newest_instance() {
     let node = Node::new(&[("FSB_MAKE", "cast")]).await;
     let mut create = request("run");
