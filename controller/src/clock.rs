@@ -1,6 +1,42 @@
 //! Time as it is written down: Unix milliseconds, and RFC 3339 with its nanoseconds.
+//!
+//! The wall clock may be set at any moment, by hours or by years. So whatever decides when something may happen goes by
+//! [`Instant`], and the wall clock is only for people, and for what was written before this process began.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The wall clock of a controller. Tests set it.
+#[derive(Debug, Default)]
+pub struct Clock {
+    ahead_ms: AtomicI64,
+}
+
+impl Clock {
+    /// Now, in Unix milliseconds.
+    pub fn now_ms(&self) -> i64 {
+        now_ms().saturating_add(self.ahead_ms.load(Ordering::Relaxed))
+    }
+
+    /// As if somebody had set the machine's clock so far ahead of the right time; less than 0 = behind.
+    pub fn set_ahead(&self, ms: i64) {
+        self.ahead_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// When the wall clock will show `unix_ms`, as it stands now; what is past is now. To be asked once, when the time
+    /// becomes known: from then on setting the clock changes nothing.
+    pub fn due(&self, unix_ms: i64) -> Instant {
+        let left = unix_ms.saturating_sub(self.now_ms());
+        Instant::now() + Duration::from_millis(u64::try_from(left).unwrap_or(0))
+    }
+
+    /// When the wall clock showed `unix_ms`, as it stands now, but no longer ago than `most`, and not in the future.
+    pub fn since(&self, unix_ms: i64, most: Duration) -> Instant {
+        let past = u64::try_from(self.now_ms().saturating_sub(unix_ms)).unwrap_or(0);
+        let now = Instant::now();
+        now.checked_sub(Duration::from_millis(past).min(most)).unwrap_or(now)
+    }
+}
 
 /// Now, in Unix milliseconds.
 pub fn now_ms() -> i64 {
@@ -62,7 +98,7 @@ pub fn parse_rfc3339(text: &str) -> Option<i128> {
 
 /// Unix milliseconds as RFC 3339 in UTC.
 pub fn format_rfc3339(ms: i64) -> String {
-    let time = UNIX_EPOCH + std::time::Duration::from_millis(ms.max(0) as u64);
+    let time = UNIX_EPOCH + Duration::from_millis(ms.max(0) as u64);
     humantime::format_rfc3339_millis(time).to_string()
 }
 

@@ -1,8 +1,10 @@
 //! Flags, with their defaults, and the times that everything goes by.
 
+use crate::clock::Clock;
 use clap::{Parser, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What CreateSandbox does when a request leaves it open.
@@ -132,6 +134,8 @@ pub struct Timing {
     pub log_round: Duration,
     /// How long logs without a claim are kept.
     pub log_retention: Duration,
+    /// The wall clock.
+    pub clock: Arc<Clock>,
 }
 
 impl Default for Timing {
@@ -147,6 +151,7 @@ impl Default for Timing {
             durable_wait: Duration::from_secs(2),
             log_round: Duration::from_secs(600),
             log_retention: Duration::from_secs(3600),
+            clock: Arc::default(),
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use crate::agents::Agents;
 use crate::claims::{Change, Claim, ClaimStore, Entry, Key, Outcome, Queue, Refused, Table, Tombstones, WriteError};
-use crate::clock;
 use crate::config::{Consistency, Timing};
 use crate::metrics::Metrics;
 use crate::reconcile::Wakeups;
 use crate::registry::Registry;
-use std::sync::{Arc, Weak};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +19,8 @@ pub struct Core {
     pub timing: Timing,
     /// What a create does that leaves it open.
     pub consistency: Consistency,
+    /// Names whose rows the store could not read, until they are written again.
+    pub unreadable: Mutex<BTreeSet<Key>>,
     /// Where there is room.
     pub registry: Registry,
     /// All claims.
@@ -52,9 +55,10 @@ impl Core {
         for claim in loaded.claims {
             let key = claim.key.clone();
             // A store has a name once.
-            let _ = table.insert(&key, Entry::new(Arc::new(claim), true), |_| ());
+            let _ = table.insert(&key, Entry::new(Arc::new(claim), true, &timing.clock), |_| ());
         }
         let tombstones = Tombstones::new(loaded.tombstones);
+        let unreadable = Mutex::new(loaded.unreadable.into_iter().collect());
         Ok(Arc::new_cyclic(|core: &Weak<Core>| {
             let observer = {
                 let core = core.clone();
@@ -69,6 +73,7 @@ impl Core {
                 agents: Agents::new(agents, &timing),
                 timing,
                 consistency,
+                unreadable,
                 registry: Registry::default(),
                 table,
                 queue: Arc::new(queue),
@@ -89,6 +94,10 @@ impl Core {
             entry.confirmed = None;
             (entry.purging, entry.purged) = (false, false);
             entry.pushed = None;
+            entry.lost_since = None;
+        }
+        if entry.claim.policy.expire_at_seconds != claim.policy.expire_at_seconds {
+            entry.expires = claim.policy.expires(&self.timing.clock);
         }
         entry.reservations.retain(|reservation| claim.holds(reservation.generation()));
         entry.gone.retain(|generation| {
@@ -148,6 +157,7 @@ impl Core {
         let key = &claim.key;
         match outcome {
             Outcome::Written => {
+                self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
                 let look = self.table.with_uid(key, &claim.uid, |entry| {
                     let first = !std::mem::replace(&mut entry.persisted, true);
                     entry.durable = Arc::ptr_eq(&entry.claim, claim);
@@ -168,7 +178,7 @@ impl Core {
                 self.table.with_uid(key, &claim.uid, |entry| {
                     entry
                         .refused
-                        .get_or_insert(Refused { since_ms: clock::now_ms(), message: format!("{reason}: {message}") });
+                        .get_or_insert(Refused { since: Instant::now(), message: format!("{reason}: {message}") });
                 });
                 self.wakeups.now(key);
             }

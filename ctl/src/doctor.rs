@@ -2,9 +2,10 @@
 
 mod checks;
 
+use crate::client;
 use crate::config::Settings;
 use crate::error::Result;
-use crate::local::dirs::Dirs;
+use crate::local::{self, dirs::Dirs};
 use crate::output::{self, FormatArg};
 use serde::Serialize;
 
@@ -57,7 +58,13 @@ struct Report {
 
 /// Exits with 1 if something is missing that is needed.
 pub(crate) fn run(args: Args, settings: &Settings) -> Result<u8> {
-    let report = Report { items: checks::all(&Dirs::of(settings.root.as_deref())) };
+    let dirs = Dirs::of(settings.root.as_deref());
+    let mut report = Report { items: checks::all(&dirs) };
+    if local::is_served(&dirs)
+        && let Ok(answer) = client::runtime()?.block_on(local::up::ask(&dirs, settings))
+    {
+        report.items.push(checks::claims(&answer.unreadable_claims));
+    }
     output::show(args.format.output, &report, |_| {
         let mut table = output::table(["CHECK", "VERDICT", "FOUND", "FIX"]);
         for finding in &report.items {

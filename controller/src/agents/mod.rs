@@ -14,7 +14,6 @@ pub use view::{Link, View};
 pub use watch::watch;
 
 use crate::claims::AgentRef;
-use crate::clock;
 use crate::config::Timing;
 use crate::reconcile::{Standing, observed};
 use fsb_proto::agent;
@@ -67,7 +66,6 @@ pub struct Agents {
     reported: AtomicUsize,
     complete: signal::Sender<bool>,
     started: Instant,
-    started_ms: i64,
     lost_after: Duration,
     settle: Duration,
 }
@@ -81,7 +79,6 @@ impl Agents {
             reported: AtomicUsize::new(0),
             complete: signal::channel(targets == 0).0,
             started: Instant::now(),
-            started_ms: clock::now_ms(),
             lost_after: timing.agent_lost_after,
             settle: timing.settle,
         }
@@ -130,7 +127,7 @@ impl Agents {
             Link::Up => {}
             Link::Down | Link::Lost { .. } if gone => return Standing::Restarted,
             Link::Down => return Standing::Unknown,
-            Link::Lost { since_ms } => return Standing::Lost { since_ms },
+            Link::Lost { since } => return Standing::Lost { since },
         }
         match view.of_claim(uid, generation) {
             _ if gone => Standing::Missing,
@@ -138,11 +135,6 @@ impl Agents {
             None if confirmed.is_none_or(|confirmed| view.began > confirmed) => Standing::Missing,
             None => Standing::Unreported,
         }
-    }
-
-    /// From when to when an agent was last out of reach, Unix milliseconds.
-    pub fn outage(&self, name: &str) -> Option<(i64, i64)> {
-        self.get(name)?.view().outage
     }
 
     fn standing_of_unknown(&self, gone: bool) -> Standing {
@@ -155,7 +147,7 @@ impl Agents {
         if self.started.elapsed() < self.lost_after.max(self.settle) {
             return Standing::Unknown;
         }
-        Standing::Lost { since_ms: self.started_ms + self.lost_after.as_millis() as i64 }
+        Standing::Lost { since: self.started + self.lost_after }
     }
 
     /// Takes over an agent's first snapshot of a stream. `None` where another target goes by this name.
@@ -173,11 +165,7 @@ impl Agents {
         let agent = match by_name.get(&name) {
             Some(agent) if agent.target != *target => return None,
             Some(agent) => {
-                let mut before = agent.view();
-                let outage = before.outage.map(|(from, _)| (from, clock::now_ms()));
-                *before = view;
-                before.outage = outage;
-                drop(before);
+                *agent.view() = view;
                 agent.clone()
             }
             None => {

@@ -28,9 +28,7 @@ pub(super) fn event(core: &Arc<Core>, agent: &Arc<Agent>, event: agent::Event) {
         Some(Kind::Snapshot(whole)) => {
             {
                 let mut view = agent.view();
-                let (began, outage) = (view.began, view.outage);
-                *view = super::View::new(whole, began);
-                view.outage = outage;
+                *view = super::View::new(whole, view.began);
             }
             snapshot(core, agent);
         }
@@ -154,7 +152,7 @@ fn note_progress(core: &Arc<Core>, key: &Key, instance: &agent::Instance) {
 fn adopt(core: &Arc<Core>, claim: Claim, agent: &Arc<Agent>) {
     let key = claim.key.clone();
     let adopted = Arc::new(claim);
-    let inserted = core.table.insert(&key, Entry::new(adopted.clone(), false), |entry| {
+    let inserted = core.table.insert(&key, Entry::new(adopted.clone(), false, &core.timing.clock), |entry| {
         let status = &entry.claim.status;
         let same = entry.claim.uid == adopted.uid && !entry.busy();
         let newer = adopted.status.generation > status.generation;

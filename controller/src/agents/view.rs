@@ -16,8 +16,8 @@ pub enum Link {
     Down,
     /// It is lost.
     Lost {
-        /// Unix milliseconds.
-        since_ms: i64,
+        /// When it was declared lost.
+        since: Instant,
     },
 }
 
@@ -32,8 +32,6 @@ pub struct View {
     pub link: Link,
     /// When the stream was asked for whose snapshot this is built on: what was done after that may be missing in it.
     pub began: Instant,
-    /// From when to when no reports came, the last time that happened, Unix milliseconds.
-    pub outage: Option<(i64, i64)>,
     /// References of the images that it has.
     pub images: Vec<String>,
     /// Paused containers by image.
@@ -57,7 +55,6 @@ impl View {
             reference,
             link: Link::Up,
             began,
-            outage: None,
             images: snapshot.images,
             stock: stock(snapshot.stock),
             instances: HashMap::new(),

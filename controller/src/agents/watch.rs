@@ -2,7 +2,6 @@
 
 use super::{Agent, Client, Link, Target, report};
 use crate::backoff;
-use crate::clock;
 use crate::core::Core;
 use fsb_proto::agent;
 use std::sync::Arc;
@@ -104,13 +103,7 @@ async fn session(
 /// The stream is gone; the agent is lost when it does not come back in time.
 fn down(core: &Arc<Core>, agent: &Arc<Agent>, lost: bool) {
     core.registry.set_healthy(&agent.name, false);
-    {
-        let mut view = agent.view();
-        view.link = Link::Down;
-        // An agent that fell silent has counted from the last moment at which it could have been heard.
-        let silent = if lost { core.timing.agent_lost_after.as_millis() as i64 } else { 0 };
-        view.outage = Some((clock::now_ms() - silent, i64::MAX));
-    }
+    agent.view().link = Link::Down;
     if lost {
         return declare_lost(core, agent);
     }
@@ -134,7 +127,7 @@ fn down(core: &Arc<Core>, agent: &Arc<Agent>, lost: bool) {
 }
 
 fn declare_lost(core: &Arc<Core>, agent: &Arc<Agent>) {
-    agent.view().link = Link::Lost { since_ms: clock::now_ms() };
+    agent.view().link = Link::Lost { since: Instant::now() };
     core.metrics.agents_lost.inc();
     tracing::error!(agent = %agent.name, address = %agent.target, "the agent is lost");
     core.wake_agent(&agent.name);

@@ -1,17 +1,15 @@
 //! A claim: what somebody asked for, and how far it has come. One row of the store, one custom resource.
 
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::registry::PoolKey;
+use fsb_proto::bounds::MAX_DOCUMENT_BYTES;
 use fsb_proto::domain::{DEFAULT_GRACE_SECONDS, FailurePolicy, PullPolicy};
 use fsb_proto::{SandboxSpec, agent, fastpath};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-
-/// The largest document that travels with a create and comes back in an agent's report, in bytes. The agent's record
-/// has to carry it in one message.
-pub const MAX_DOCUMENT_BYTES: usize = 96 << 10;
+use std::time::Instant;
 
 /// A claim's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,6 +124,13 @@ impl Default for Policy {
     }
 }
 
+impl Policy {
+    /// When it expires, by the wall clock as it stands now.
+    pub fn expires(&self, clock: &Clock) -> Option<Instant> {
+        self.expire_at_seconds.map(|seconds| clock.due(seconds.saturating_mul(1000)))
+    }
+}
+
 /// An agent in one of its lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRef {
@@ -200,7 +205,8 @@ pub struct Status {
     /// Unix milliseconds, 0 = not yet.
     #[serde(default)]
     pub finished_at_ms: i64,
-    /// Since when the agent is lost, Unix milliseconds; set = condition AgentReachable is False.
+    /// Since when the agent is lost, Unix milliseconds, for people and for the next controller; set = condition
+    /// AgentReachable is False.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_lost_at_ms: Option<i64>,
     /// The last reset that was carried out, as it was written.
@@ -350,7 +356,10 @@ impl Claim {
         if document.len() <= MAX_DOCUMENT_BYTES {
             return document;
         }
+        // Nor what a controller can do without that takes the sandbox over: older generations go by their number.
         short.labels.clear();
+        short.status.leftovers.clear();
+        short.status.message.clear();
         short.to_document()
     }
 

@@ -4,11 +4,12 @@
 //! commit. A file that is damaged beyond that is moved aside, loudly, and the claims of running sandboxes come back
 //! from the agents, which carry them.
 
+use super::burials::{Burials, TOMBSTONES};
 use super::{Claim, ClaimStore, Key, Loaded, WriteError};
 use crate::clock;
 use crate::error::Error;
 use futures_util::future::BoxFuture;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -17,11 +18,14 @@ use tokio::sync::{mpsc, oneshot};
 
 /// `namespace/name` → (UID, document).
 const CLAIMS: TableDefinition<'_, &str, (&str, &[u8])> = TableDefinition::new("claims-v1");
-/// UID → Unix milliseconds of the removal.
-const TOMBSTONES: TableDefinition<'_, &str, i64> = TableDefinition::new("tombstones-v1");
+/// Rows of [`CLAIMS`] that are no claims, until a claim of their name is written again.
+const UNREADABLE: TableDefinition<'_, &str, (&str, &[u8])> = TableDefinition::new("unreadable-claims-v1");
 
-/// How long a tombstone stays in the file.
-const TOMBSTONE_DAYS: i64 = 7;
+/// The largest row, in bytes: what a request may have, each byte written as six, and as much again. A larger one is
+/// refused before the store sees it.
+const MAX_ROW_BYTES: usize = 32 << 20;
+/// Failed commits of one batch after which its parts are not tried any more: enough to find two claims among all.
+const MAX_FAILURES: u32 = 24;
 /// Writes that may wait for the writer thread.
 const QUEUE: usize = 4096;
 /// The most that one commit takes.
@@ -42,7 +46,7 @@ pub enum Recovery {
 }
 
 enum Op {
-    Put { key: String, uid: Arc<str>, document: Vec<u8> },
+    Put { claim: Arc<Claim> },
     Remove { key: String, uid: Arc<str>, entomb: bool },
 }
 
@@ -68,8 +72,8 @@ impl Embedded {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             std::fs::create_dir_all(parent).map_err(io)?;
         }
-        let (database, loaded, recovery) = match open_and_read(path) {
-            Ok((database, loaded)) => (database, loaded, Recovery::Clean),
+        let (open, loaded, recovery) = match open_and_read(path) {
+            Ok((open, loaded)) => (open, loaded, Recovery::Clean),
             Err(OpenError::Fatal(error)) => return Err(error),
             Err(OpenError::Damaged(why)) => {
                 let aside = path.with_extension(format!("damaged-{}", clock::now_ms()));
@@ -77,7 +81,7 @@ impl Embedded {
                 tracing::error!(path = %path.display(), aside = %aside.display(), why,
                     "the claim store is damaged and was moved aside; claims of running sandboxes come back from their agents");
                 match open_and_read(path) {
-                    Ok((database, loaded)) => (database, loaded, Recovery::MovedAside(aside)),
+                    Ok((open, loaded)) => (open, loaded, Recovery::MovedAside(aside)),
                     Err(OpenError::Fatal(error)) => return Err(error),
                     Err(OpenError::Damaged(why)) => return Err(Error::Store { path: path.to_owned(), why }),
                 }
@@ -85,7 +89,7 @@ impl Embedded {
         };
         let (jobs, queue) = mpsc::channel(QUEUE);
         let hurry = Arc::new(Hurry::default());
-        let writer = Writer { path: path.to_owned(), hurry: hurry.clone(), database: Some(database) };
+        let writer = Writer { path: path.to_owned(), hurry: hurry.clone(), open: Some(open) };
         let writer =
             std::thread::Builder::new().name("claim-writer".into()).spawn(move || writer.run(queue)).map_err(io)?;
         let store = Self {
@@ -116,8 +120,7 @@ impl ClaimStore for Embedded {
     }
 
     fn put(&self, claim: Arc<Claim>, urgent: bool) -> BoxFuture<'_, Result<(), WriteError>> {
-        let op = Op::Put { key: claim.key.to_string(), uid: claim.uid.clone(), document: claim.to_document() };
-        Box::pin(self.run(op, urgent))
+        Box::pin(self.run(Op::Put { claim }, urgent))
     }
 
     fn remove(&self, key: Key, uid: Arc<str>, entomb: bool) -> BoxFuture<'_, Result<(), WriteError>> {
@@ -142,19 +145,14 @@ enum OpenError {
 }
 
 /// Opens the file and reads all of it: what cannot be read is damage. redb may panic on a file that it did not write.
-fn open_and_read(path: &Path) -> Result<(Database, Loaded), OpenError> {
-    let attempt = catch_unwind(AssertUnwindSafe(|| -> Result<(Database, Loaded), redb::Error> {
+fn open_and_read(path: &Path) -> Result<(Open, Loaded), OpenError> {
+    let attempt = catch_unwind(AssertUnwindSafe(|| -> Result<(Open, Loaded), redb::Error> {
         let mut database = Database::create(path)?;
         database.check_integrity()?;
-        let transaction = database.begin_write()?;
-        transaction.open_table(CLAIMS)?;
-        let mut tombstones = transaction.open_table(TOMBSTONES)?;
-        let oldest = clock::now_ms() - TOMBSTONE_DAYS * 86_400_000;
-        tombstones.retain(|_, removed_at| removed_at > oldest)?;
-        drop(tombstones);
-        transaction.commit()?;
         let loaded = read(&database)?;
-        Ok((database, loaded))
+        let open = Open::new(database)?;
+        let tombstones = open.burials.uids();
+        Ok((open, Loaded { tombstones, ..loaded }))
     }));
     match attempt {
         Ok(Ok(opened)) => Ok(opened),
@@ -163,19 +161,38 @@ fn open_and_read(path: &Path) -> Result<(Database, Loaded), OpenError> {
     }
 }
 
+/// All claims. Rows that are none move to a table of their own: in this one they would keep their names from being used.
 fn read(database: &Database) -> Result<Loaded, redb::Error> {
-    let transaction = database.begin_read()?;
+    let transaction = database.begin_write()?;
     let mut loaded = Loaded::default();
-    for row in transaction.open_table(CLAIMS)?.iter()? {
-        let (key, value) = row?;
-        match Claim::from_document(value.value().1) {
-            Ok(claim) => loaded.claims.push(claim),
-            Err(error) => tracing::error!(claim = key.value(), %error, "a claim cannot be read and is left out"),
+    {
+        let mut claims = transaction.open_table(CLAIMS)?;
+        let mut unreadable = transaction.open_table(UNREADABLE)?;
+        let mut bad = Vec::new();
+        for row in claims.iter()? {
+            let (key, value) = row?;
+            match Claim::from_document(value.value().1) {
+                Ok(claim) if claim.key.to_string() == key.value() && *claim.uid == *value.value().0 => {
+                    loaded.claims.push(claim);
+                }
+                Ok(_) => bad.push((key.value().to_owned(), "it is another claim's".to_owned())),
+                Err(error) => bad.push((key.value().to_owned(), error.to_string())),
+            }
         }
+        for (key, error) in bad {
+            tracing::error!(claim = key, error, "a claim cannot be read and is put aside; its name is free");
+            if let Some(row) = claims.remove(key.as_str())? {
+                unreadable.insert(key.as_str(), row.value())?;
+            }
+        }
+        for row in unreadable.iter()? {
+            let key = row?.0.value().to_owned();
+            let (namespace, name) = key.split_once('/').unwrap_or(("", &key));
+            loaded.unreadable.push(Key::new(namespace, name));
+        }
+        transaction.open_table(TOMBSTONES)?;
     }
-    for row in transaction.open_table(TOMBSTONES)?.iter()? {
-        loaded.tombstones.push(row?.0.value().into());
-    }
+    transaction.commit()?;
     Ok(loaded)
 }
 
@@ -229,12 +246,27 @@ impl Hurry {
     }
 }
 
+/// The open file, and what is known of it.
+struct Open {
+    database: Database,
+    burials: Burials,
+}
+
+impl Open {
+    fn new(database: Database) -> Result<Self, redb::Error> {
+        let burials = Burials::read(&database.begin_read()?.open_table(TOMBSTONES)?)?;
+        Ok(Self { database, burials })
+    }
+}
+
 struct Writer {
     path: PathBuf,
     hurry: Arc<Hurry>,
     /// `None` after a failed commit: redb wants to be opened again after an IO error.
-    database: Option<Database>,
+    open: Option<Open>,
 }
+
+type Written = Result<(), WriteError>;
 
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
@@ -251,55 +283,79 @@ impl Writer {
                 self.hurry.wait(LINGER);
                 fill(&mut batch, &mut queue);
             }
-            let results = catch_unwind(AssertUnwindSafe(|| self.commit(&batch)))
-                .unwrap_or_else(|_| Err("the store panicked".into()));
+            let results = each_alone(&batch, &mut 0, &mut |batch| self.commit(batch));
             committed = Some(Instant::now());
-            match results {
-                Ok(results) => {
-                    for (job, result) in batch.drain(..).zip(results) {
-                        // Who asked may have gone.
-                        let _ = job.done.send(result);
-                    }
-                }
-                Err(why) => {
-                    self.database = None;
-                    for job in batch.drain(..) {
-                        let _ = job.done.send(Err(WriteError::Transient(why.clone())));
-                    }
-                }
+            for (job, result) in batch.drain(..).zip(results) {
+                // Who asked may have gone.
+                let _ = job.done.send(result);
             }
         }
     }
 
-    fn commit(&mut self, batch: &[Job]) -> Result<Vec<Result<(), WriteError>>, String> {
-        let database = match self.database.take() {
-            Some(database) => database,
-            None => Database::open(&self.path).map_err(|error: DatabaseError| error.to_string())?,
-        };
-        let results = write(&database, batch).map_err(|error| error.to_string())?;
-        self.database = Some(database);
+    fn commit(&mut self, batch: &[Job]) -> Result<Vec<Written>, String> {
+        // Left out where this fails or panics.
+        let open = self.open.take();
+        let written = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
+            let mut open = open.map_or_else(|| Open::new(Database::open(&self.path)?), Ok)?;
+            let results = write(&mut open, batch)?;
+            Ok((open, results))
+        }));
+        let (open, results) =
+            written.map_err(|_| "the store panicked".to_owned())?.map_err(|error| error.to_string())?;
+        self.open = Some(open);
         Ok(results)
     }
 }
 
-fn write(database: &Database, batch: &[Job]) -> Result<Vec<Result<(), WriteError>>, redb::Error> {
+/// Commits a batch. Where that fails, each half of it, so that what the store cannot take fails alone in the end, and not
+/// the claims of others that it came with. After so many failures it is the store that takes nothing.
+fn each_alone<T>(
+    batch: &[T],
+    failures: &mut u32,
+    commit: &mut impl FnMut(&[T]) -> Result<Vec<Written>, String>,
+) -> Vec<Written> {
+    let why = match commit(batch) {
+        Ok(results) => return results,
+        Err(why) => why,
+    };
+    *failures += 1;
+    if batch.len() < 2 || *failures >= MAX_FAILURES {
+        return vec![Err(WriteError::Transient(why)); batch.len()];
+    }
+    let (first, second) = batch.split_at(batch.len() / 2);
+    let mut results = each_alone(first, failures, commit);
+    results.extend(each_alone(second, failures, commit));
+    results
+}
+
+fn write(open: &mut Open, batch: &[Job]) -> Result<Vec<Written>, redb::Error> {
+    let Open { database, burials } = open;
     let transaction = database.begin_write()?;
     let mut results = Vec::with_capacity(batch.len());
     {
         let mut claims = transaction.open_table(CLAIMS)?;
         let mut tombstones = transaction.open_table(TOMBSTONES)?;
+        let mut unreadable = transaction.open_table(UNREADABLE)?;
+        let any_unreadable = !unreadable.is_empty()?;
         for job in batch {
             results.push(match &job.op {
-                Op::Put { key, uid, document } => {
-                    let owner = owner(&claims, key)?;
-                    if owner.as_deref().is_some_and(|owner| owner != &**uid) {
-                        Err(WriteError::Final {
+                Op::Put { claim } => {
+                    let (key, uid) = (claim.key.to_string(), &*claim.uid);
+                    match owner(&claims, &key)? {
+                        Some(owner) if owner != uid => Err(WriteError::Final {
                             reason: "DuplicateName",
                             message: format!("{key} belongs to another claim"),
-                        })
-                    } else {
-                        claims.insert(key.as_str(), (&**uid, document.as_slice()))?;
-                        Ok(())
+                        }),
+                        _ => match row(claim) {
+                            Ok(document) => {
+                                claims.insert(key.as_str(), (uid, document.as_slice()))?;
+                                if any_unreadable {
+                                    unreadable.remove(key.as_str())?;
+                                }
+                                Ok(())
+                            }
+                            Err(refused) => Err(refused),
+                        },
                     }
                 }
                 Op::Remove { key, uid, entomb } => {
@@ -307,7 +363,7 @@ fn write(database: &Database, batch: &[Job]) -> Result<Vec<Result<(), WriteError
                         claims.remove(key.as_str())?;
                     }
                     if *entomb {
-                        tombstones.insert(&**uid, clock::now_ms())?;
+                        burials.bury(&mut tombstones, uid)?;
                     }
                     Ok(())
                 }
@@ -316,6 +372,17 @@ fn write(database: &Database, batch: &[Job]) -> Result<Vec<Result<(), WriteError
     }
     transaction.commit()?;
     Ok(results)
+}
+
+/// The claim as it is written.
+fn row(claim: &Claim) -> Result<Vec<u8>, WriteError> {
+    let refused = |reason, message| WriteError::Final { reason, message };
+    let document = serde_json::to_vec(claim).map_err(|error| refused("Invalid", error.to_string()))?;
+    if document.len() > MAX_ROW_BYTES {
+        let sentence = format!("it takes {} bytes, the store takes {MAX_ROW_BYTES}", document.len());
+        return Err(refused("TooLarge", sentence));
+    }
+    Ok(document)
 }
 
 fn owner(

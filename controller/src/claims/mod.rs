@@ -3,15 +3,14 @@
 //! [`Table`] is the truth in memory, written or not. [`Queue`] brings it to a [`ClaimStore`], one operation of a name
 //! after the other. Nothing waits for the store but what has to survive before an answer.
 
+mod burials;
 mod claim;
 mod embedded;
 mod queue;
 mod table;
 mod tombstones;
 
-pub use claim::{
-    AgentRef, Claim, Deletion, Key, Leftover, MAX_DOCUMENT_BYTES, Phase, Policy, Previous, Status, new_uid,
-};
+pub use claim::{AgentRef, Claim, Deletion, Key, Leftover, Phase, Policy, Previous, Status, new_uid};
 pub use embedded::{Embedded, Recovery};
 pub use queue::{Outcome, Queue};
 pub use table::{Change, Entry, Refused, Table, Turn};
@@ -26,8 +25,11 @@ use thiserror::Error;
 pub struct Loaded {
     /// Every claim.
     pub claims: Vec<Claim>,
-    /// UIDs of claims that were removed while an instance could have been left on an agent out of reach.
+    /// UIDs of claims that were removed while an instance could have been left on an agent out of reach, the oldest
+    /// first.
     pub tombstones: Vec<Arc<str>>,
+    /// Names of rows that are no claims: they are kept apart, the names are free.
+    pub unreadable: Vec<Key>,
 }
 
 /// Why a write did not happen.
@@ -39,7 +41,7 @@ pub enum WriteError {
     /// Another try would be refused again: invalid, forbidden, over a quota, or the name belongs to another UID.
     #[error("{reason}: {message}")]
     Final {
-        /// A word: Invalid, Forbidden, Quota, DuplicateName.
+        /// A word: Invalid, TooLarge, Forbidden, Quota, DuplicateName.
         reason: &'static str,
         /// The store's sentence.
         message: String,

@@ -1,12 +1,13 @@
 //! All claims as they are right now, written or not.
 
 use super::{Claim, Key, Policy};
+use crate::clock::Clock;
 use crate::registry::Reservation;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -17,8 +18,8 @@ const CHANGES: usize = 4096;
 /// The store will never take this claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
-    /// Since when, Unix milliseconds.
-    pub since_ms: i64,
+    /// Since when.
+    pub since: Instant,
     /// The store's word and sentence.
     pub message: String,
 }
@@ -59,14 +60,21 @@ pub struct Entry {
     pub contested: bool,
     /// No other try before.
     pub not_before: Option<Instant>,
+    /// When it expires: the claim's time of the wall clock, read once, when this process got to know it.
+    pub expires: Option<Instant>,
+    /// Since when its agent is lost. From the claim only where a process before this one saw the loss.
+    pub lost_since: Option<Instant>,
     busy: bool,
     again: bool,
 }
 
 impl Entry {
-    /// A claim that nobody works on.
-    pub fn new(claim: Arc<Claim>, persisted: bool) -> Self {
+    /// A claim that nobody works on. Its times are those of the wall clock as it stands now.
+    pub fn new(claim: Arc<Claim>, persisted: bool, clock: &Clock) -> Self {
+        let most = Duration::from_secs(claim.policy.recovery_seconds.into());
         Self {
+            expires: claim.policy.expires(clock),
+            lost_since: claim.status.agent_lost_at_ms.map(|at| clock.since(at, most)),
             claim,
             persisted,
             durable: persisted,
@@ -89,8 +97,8 @@ impl Entry {
     }
 
     /// A claim that its creator works on.
-    pub fn new_busy(claim: Arc<Claim>) -> Self {
-        Self { busy: true, creating: true, cancel: Some(CancellationToken::new()), ..Self::new(claim, false) }
+    pub fn new_busy(claim: Arc<Claim>, clock: &Clock) -> Self {
+        Self { busy: true, creating: true, cancel: Some(CancellationToken::new()), ..Self::new(claim, false, clock) }
     }
 
     /// Whether somebody works on it.

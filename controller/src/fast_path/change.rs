@@ -5,7 +5,8 @@ use super::not_found;
 use crate::claims::{Claim, Deletion, Key, Outcome, Phase};
 use crate::clock;
 use crate::core::Core;
-use fsb_proto::domain::{FailurePolicy, validate_label};
+use fsb_proto::bounds::{self, Bounded};
+use fsb_proto::domain::FailurePolicy;
 use fsb_proto::fastpath::{self, update_request::Update};
 use fsb_proto::{Invalid, fastpath::SandboxInfo};
 use std::sync::Arc;
@@ -18,8 +19,8 @@ pub async fn delete(core: Arc<Core>, key: Key, force: bool) -> Result<(), Status
         .table
         .with(&key, |entry| {
             let mut claim = (*entry.claim).clone();
-            let deletion =
-                claim.deletion.get_or_insert(Deletion { requested_at_ms: clock::now_ms(), grace_seconds: None });
+            let requested_at_ms = core.timing.clock.now_ms();
+            let deletion = claim.deletion.get_or_insert(Deletion { requested_at_ms, grace_seconds: None });
             if force {
                 deletion.grace_seconds = Some(0);
             }
@@ -48,15 +49,17 @@ pub async fn update(
     key: Key,
     request: fastpath::UpdateRequest,
 ) -> Result<(SandboxInfo, String), Status> {
-    for (key, value) in &request.labels {
-        validate_label(key, value)?;
-    }
+    request.check()?;
     let changed = core
         .table
         .with(&key, |entry| {
             let mut claim = (*entry.claim).clone();
             let message = amend(&mut claim, &request)?;
             let receipt = (claim != *entry.claim).then(|| core.commit(entry, claim, true));
+            if matches!(request.update, Some(Update::ExpireTimeSeconds(_))) {
+                // Also where it is the time that it had: it is read anew by the clock as it stands now.
+                entry.expires = entry.claim.policy.expires(&core.timing.clock);
+            }
             Ok::<_, Status>((receipt, message))
         })
         .ok_or_else(|| not_found(&key))?;
@@ -95,6 +98,10 @@ fn amend(claim: &mut Claim, request: &fastpath::UpdateRequest) -> Result<String,
         } else {
             claim.labels.insert(key.clone(), value.clone());
         }
+    }
+    // What only takes labels away is let through: a claim of an earlier version may have more.
+    if request.labels.values().any(|value| !value.is_empty()) {
+        bounds::labels(&claim.labels)?;
     }
     Ok(message.to_owned())
 }

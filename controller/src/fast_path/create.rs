@@ -1,14 +1,14 @@
 //! CreateSandbox: one call in, one decision, one call out, the answer; everything else comes after it.
 
 use super::retry;
-use crate::claims::{Claim, Deletion, Entry, Key, MAX_DOCUMENT_BYTES, Outcome, Phase, Policy, new_uid};
-use crate::clock;
+use crate::claims::{Claim, Deletion, Entry, Key, Outcome, Phase, Policy, new_uid};
 use crate::config::Consistency;
 use crate::core::Core;
 use crate::names;
 use crate::start::{self, Failure};
+use fsb_proto::bounds::{Bounded, MAX_DOCUMENT_BYTES};
 use fsb_proto::domain::{
-    DEFAULT_GRACE_SECONDS, DEFAULT_RECOVERY_SECONDS, FailurePolicy, PullPolicy, validate_dns_name, validate_label,
+    DEFAULT_GRACE_SECONDS, DEFAULT_RECOVERY_SECONDS, FailurePolicy, PullPolicy, validate_dns_name,
 };
 use fsb_proto::{Invalid, SandboxSpec, fastpath};
 use std::collections::BTreeMap;
@@ -20,6 +20,9 @@ use tonic::Status;
 /// Names tried before a generated one is given up.
 const ATTEMPTS: u32 = 16;
 
+/// The last second of the year 9999, Unix: RFC 3339 writes no later time.
+const LAST_SECOND: i64 = 253_402_300_799;
+
 /// A create that is known to be right.
 struct Wanted {
     namespace: String,
@@ -28,6 +31,8 @@ struct Wanted {
     request_id: String,
     spec: Arc<SandboxSpec>,
     policy: Policy,
+    /// When it expires: by the wall clock as it stood when the request came.
+    expires: Option<Instant>,
     labels: BTreeMap<String, String>,
 }
 
@@ -139,14 +144,9 @@ fn validate(core: &Core, namespace: String, request: fastpath::CreateRequest) ->
     if !request.name.is_empty() {
         validate_dns_name("name", &request.name)?;
     }
-    for (key, value) in &request.labels {
-        validate_label(key, value)?;
-    }
-    if request.request_id.len() > 256 {
-        return Err(Invalid::new("request_id", "must be at most 256 bytes long"));
-    }
+    request.check()?;
     let expire_at_seconds = expire_time(request.expire_time_seconds)?;
-    if expire_at_seconds.is_some_and(|at| at.saturating_mul(1000) <= clock::now_ms()) {
+    if expire_at_seconds.is_some_and(|at| at.saturating_mul(1000) <= core.timing.clock.now_ms()) {
         return Err(Invalid::new("expire_time_seconds", "must be in the future"));
     }
     let strong = match fastpath::ConsistencyMode::try_from(request.consistency_mode) {
@@ -175,6 +175,7 @@ fn validate(core: &Core, namespace: String, request: fastpath::CreateRequest) ->
         name: request.name,
         request_id: request.request_id,
         spec: Arc::new(spec),
+        expires: policy.expires(&core.timing.clock),
         policy,
         labels: request.labels,
     })
@@ -186,6 +187,9 @@ pub(super) fn expire_time(seconds: i64) -> Result<Option<i64>, Invalid> {
         0 => Ok(None),
         seconds if seconds < 0 => {
             Err(Invalid::new("expire_time_seconds", format!("must not be negative, is {seconds}")))
+        }
+        seconds if seconds > LAST_SECOND => {
+            Err(Invalid::new("expire_time_seconds", format!("must be before the year 10000, is {seconds}")))
         }
         seconds => Ok(Some(seconds)),
     }
@@ -223,15 +227,18 @@ fn admit(core: &Core, wanted: &Wanted) -> Result<(Key, Arc<str>), Taken> {
         };
         let key = Key::new(&wanted.namespace, &name);
         let uid = new_uid();
+        let now_ms = core.timing.clock.now_ms();
         let mut policy = wanted.policy.clone();
-        let mut claim = Claim::new(key.clone(), uid.clone(), wanted.spec.clone(), policy.clone(), clock::now_ms());
+        let mut claim = Claim::new(key.clone(), uid.clone(), wanted.spec.clone(), policy.clone(), now_ms);
         claim.labels = wanted.labels.clone();
         claim.request_id = wanted.request_id.clone();
         if large(&wanted.spec) {
             policy.strong = true;
             claim.policy = policy;
         }
-        let looked = core.table.insert(&key, Entry::new_busy(Arc::new(claim)), |entry| taken(entry, wanted, generated));
+        let mut entry = Entry::new_busy(Arc::new(claim), &core.timing.clock);
+        entry.expires = wanted.expires;
+        let looked = core.table.insert(&key, entry, |entry| taken(entry, wanted, generated));
         match looked {
             Ok(()) => return Ok((key, uid)),
             Err(Taken::TryAnother) => {}
@@ -315,7 +322,7 @@ fn undo(core: &Arc<Core>, key: &Key, uid: &Arc<str>, failure: &Failure) -> Vec<o
         if !nobody_has_it {
             let mut claim = (*entry.claim).clone();
             if claim.deletion.is_none() {
-                claim.deletion = Some(Deletion { requested_at_ms: clock::now_ms(), grace_seconds: Some(0) });
+                claim.deletion = Some(Deletion { requested_at_ms: core.timing.clock.now_ms(), grace_seconds: Some(0) });
                 claim.status.reason = "StartFailed".into();
                 claim.status.message = failure.to_status().message().to_owned();
             }

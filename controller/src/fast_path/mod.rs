@@ -15,12 +15,13 @@ pub use auth::Tokens;
 
 use crate::claims::Key;
 use crate::core::Core;
+use fsb_proto::bounds::Bounded;
 use fsb_proto::domain::{DEFAULT_NAMESPACE, validate_dns_name};
 use fsb_proto::fastpath::fast_path_service_server::FastPathService;
 use fsb_proto::fastpath::*;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
@@ -149,6 +150,7 @@ impl FastPathService for FastPath {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (metadata, _, message) = request.into_parts();
+        message.check()?;
         let namespace = self.namespaces(&metadata, message.namespace, message.all_namespaces)?;
         let name = (!message.sandbox_id.is_empty()).then_some(message.sandbox_id);
         let events = watch::watch(self.core.clone(), watch::Filter { namespace, name });
@@ -182,6 +184,15 @@ impl FastPathService for FastPath {
                 version: view.info.version.clone(),
             });
         }
-        Ok(Response::new(ListAgentsResponse { items }))
+        let mut unreadable_claims = Vec::new();
+        for key in self.core.unreadable.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if let Some(tokens) = &self.tokens
+                && !tokens.sees(request.metadata(), &key.namespace)?
+            {
+                continue;
+            }
+            unreadable_claims.push(key.to_string());
+        }
+        Ok(Response::new(ListAgentsResponse { items, unreadable_claims }))
     }
 }

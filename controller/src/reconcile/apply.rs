@@ -4,7 +4,6 @@ use super::decide::{Facts, Standing, Step, Which, decide};
 use crate::agents::Agent;
 use crate::backoff;
 use crate::claims::{Claim, Entry, Key, Leftover, Phase, Turn};
-use crate::clock;
 use crate::core::Core;
 use crate::registry::Holder;
 use crate::start::{self, Failure};
@@ -40,10 +39,9 @@ async fn look(core: &Arc<Core>, key: &Key, turn: Turn) {
         }
         left -= 1;
         let go_on = match step {
-            Step::Wait { until_ms } => {
-                if let Some(until) = until_ms {
-                    let wait = Duration::from_millis((until - clock::now_ms()).max(0) as u64 + 1);
-                    core.wakeups.at(key, Instant::now() + wait);
+            Step::Wait { until } => {
+                if let Some(until) = until {
+                    core.wakeups.at(key, until);
                 }
                 false
             }
@@ -89,6 +87,7 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
         })
         .collect();
     hold(core, key, &claim, current.as_ref());
+    let lost_since = lost_since(core, key, &claim, current.as_ref());
     let pushed = known.pushed.or_else(|| told(core, &claim));
     let facts = Facts {
         claim: &claim,
@@ -98,9 +97,11 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
         leftovers: &leftovers,
         pushed: pushed.as_ref(),
         confirmed_gone: known.purged,
-        outage: status.agent.as_ref().and_then(|agent| core.agents.outage(&agent.name)),
-        now_ms: clock::now_ms(),
-        orphan_timeout_ms: core.timing.orphan_timeout.as_millis() as i64,
+        lost_since,
+        expires: known.expires,
+        now: Instant::now(),
+        wall_ms: core.timing.clock.now_ms(),
+        orphan_timeout: core.timing.orphan_timeout,
     };
     let step = decide(&facts);
     if matches!(step, Step::Start | Step::Remove(_) | Step::Push | Step::Forget)
@@ -108,9 +109,8 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
     {
         core.wakeups.at(key, later);
         // What else is due, a deadline for instance, must not wait for the next try.
-        if let Some(expires) = claim.policy.expire_at_seconds.filter(|_| claim.status.phase.alive()) {
-            let wait = expires.saturating_mul(1000).saturating_sub(clock::now_ms()).max(0) as u64;
-            core.wakeups.at(key, Instant::now() + Duration::from_millis(wait.saturating_add(1)));
+        if let Some(expires) = known.expires.filter(|_| claim.status.phase.alive()) {
+            core.wakeups.at(key, expires);
         }
         return None;
     }
@@ -121,12 +121,13 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
 struct Known {
     claim: Arc<Claim>,
     durable: bool,
-    refused: Option<(i64, String)>,
+    refused: Option<(Instant, String)>,
     gone: Vec<i64>,
     purged: bool,
     confirmed: Option<Instant>,
     pushed: Option<crate::claims::Policy>,
     not_before: Option<Instant>,
+    expires: Option<Instant>,
 }
 
 impl Known {
@@ -134,14 +135,35 @@ impl Known {
         Self {
             claim: entry.claim.clone(),
             durable: entry.durable,
-            refused: entry.refused.as_ref().map(|refused| (refused.since_ms, refused.message.clone())),
+            refused: entry.refused.as_ref().map(|refused| (refused.since, refused.message.clone())),
             gone: entry.gone.clone(),
             purged: entry.purged,
             confirmed: entry.confirmed,
             pushed: entry.pushed.clone(),
             not_before: entry.not_before,
+            expires: entry.expires,
         }
     }
+}
+
+/// Since when the claim's agent is lost or retired, remembered for as long as it is.
+fn lost_since(core: &Core, key: &Key, claim: &Arc<Claim>, current: Option<&Standing>) -> Option<Instant> {
+    let reported = claim.status.agent.as_ref().is_some_and(|agent| core.agents.get(&agent.name).is_some());
+    let note = |entry: &mut Entry| {
+        if Arc::ptr_eq(&entry.claim, claim) {
+            let before = entry.lost_since;
+            entry.lost_since = match current {
+                Some(Standing::Unknown) => before,
+                Some(Standing::Lost { since }) if reported => Some(*since),
+                // Not heard of since this process began: one before it may have seen the loss.
+                Some(Standing::Lost { since }) => Some(before.map_or(*since, |before| before.min(*since))),
+                Some(Standing::Retired) => before.or_else(|| Some(Instant::now())),
+                _ => None,
+            };
+        }
+        entry.lost_since
+    };
+    core.table.with_uid(key, &claim.uid, note).flatten()
 }
 
 /// Takes the slot of a sandbox that was there before this controller.
@@ -198,7 +220,7 @@ async fn begin(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>) -> bool {
     let deadline = Instant::now() + core.timing.create_deadline;
     if claim.abridged {
         let why = "its command, arguments and environment are not known any more".to_owned();
-        change(core, key, claim, failed(claim, why));
+        change(core, key, claim, failed(claim, why, core.timing.clock.now_ms()));
         return true;
     }
     let failure = match start::start(core, key, &claim.uid, deadline).await {
@@ -218,7 +240,7 @@ async fn begin(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>) -> bool {
         Failure::Cancelled => return true,
         Failure::Refused(..) if failure.is_final() => {
             let Some((now, _)) = core.table.get(key) else { return true };
-            change(core, key, &now, failed(&now, sentence));
+            change(core, key, &now, failed(&now, sentence, core.timing.clock.now_ms()));
             return true;
         }
         // The agent may have it: the next generation waits until this one is certainly gone.
@@ -249,12 +271,12 @@ async fn begin(core: &Arc<Core>, key: &Key, claim: &Arc<Claim>) -> bool {
     true
 }
 
-fn failed(claim: &Claim, message: String) -> Claim {
+fn failed(claim: &Claim, message: String, wall_ms: i64) -> Claim {
     let mut next = claim.clone();
     next.status.phase = Phase::Failed;
     next.status.reason = "StartError".into();
     next.status.message = message;
-    next.status.finished_at_ms = clock::now_ms();
+    next.status.finished_at_ms = wall_ms;
     next.status.released = true;
     next
 }

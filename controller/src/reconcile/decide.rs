@@ -6,16 +6,17 @@
 use crate::claims::{AgentRef, Claim, Deletion, Leftover, Phase, Policy, Previous};
 use fsb_proto::domain::FailurePolicy;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What is known of an agent and of one instance on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
     /// Out of reach, but not for long enough to be lost; or not heard of since the controller's start.
     Unknown,
-    /// Lost since this moment (Unix milliseconds).
+    /// Lost.
     Lost {
         /// When it was declared lost.
-        since_ms: i64,
+        since: Instant,
     },
     /// No agent of this name belongs to this controller any more.
     Retired,
@@ -78,7 +79,7 @@ pub struct Facts<'a> {
     /// The store has the claim in exactly this state.
     pub durable: bool,
     /// The store will never take it: since when, and its words.
-    pub refused: Option<(i64, &'a str)>,
+    pub refused: Option<(Instant, &'a str)>,
     /// The claim's agent and current instance; `None` where no agent is assigned.
     pub current: Option<Standing>,
     /// The same for each leftover, in order.
@@ -87,12 +88,16 @@ pub struct Facts<'a> {
     pub pushed: Option<&'a Policy>,
     /// An agent has said that nothing of the current instance is left, logs included.
     pub confirmed_gone: bool,
-    /// From when to when the agent was last out of reach, Unix milliseconds.
-    pub outage: Option<(i64, i64)>,
-    /// Unix milliseconds.
-    pub now_ms: i64,
+    /// Since when the claim's agent is lost or retired, if it is.
+    pub lost_since: Option<Instant>,
+    /// When the claim expires.
+    pub expires: Option<Instant>,
+    /// All that waits, waits by this.
+    pub now: Instant,
+    /// The wall clock, Unix milliseconds: it is written down, and decides nothing.
+    pub wall_ms: i64,
     /// How long a refused claim's sandbox may run.
-    pub orphan_timeout_ms: i64,
+    pub orphan_timeout: Duration,
 }
 
 /// Which instance an agent is asked to remove.
@@ -112,8 +117,8 @@ pub enum Which {
 pub enum Step {
     /// Nothing until something happens, or until this time.
     Wait {
-        /// Unix milliseconds.
-        until_ms: Option<i64>,
+        /// See above.
+        until: Option<Instant>,
     },
     /// This is the claim now.
     Change(Box<Claim>),
@@ -139,27 +144,26 @@ pub fn decide(facts: &Facts<'_>) -> Step {
         return delete(facts);
     }
     if let Some((since, why)) = facts.refused {
-        let until = since + facts.orphan_timeout_ms;
-        if facts.now_ms >= until {
-            return Step::Change(Box::new(refused(claim, why, facts.now_ms)));
+        let until = since + facts.orphan_timeout;
+        if facts.now >= until {
+            return Step::Change(Box::new(refused(claim, why, facts.wall_ms)));
         }
         return earliest(live(facts), until);
     }
     if claim.status.phase == Phase::Expired {
         return expired(facts);
     }
-    let expires = claim.policy.expire_at_seconds.map(|seconds| seconds.saturating_mul(1000));
-    match expires {
-        Some(at) if claim.status.phase.alive() && facts.now_ms >= at => Step::Change(Box::new(expire(claim))),
+    match facts.expires {
+        Some(at) if claim.status.phase.alive() && facts.now >= at => Step::Change(Box::new(expire(claim))),
         Some(at) if claim.status.phase.alive() => earliest(live(facts), at),
         _ => live(facts),
     }
 }
 
-/// A wait ends no later than `until`.
-fn earliest(step: Step, until: i64) -> Step {
+/// A wait ends no later than `end`.
+fn earliest(step: Step, end: Instant) -> Step {
     match step {
-        Step::Wait { until_ms } => Step::Wait { until_ms: Some(until_ms.map_or(until, |at| at.min(until))) },
+        Step::Wait { until } => Step::Wait { until: Some(until.map_or(end, |at| at.min(end))) },
         other => other,
     }
 }
@@ -170,7 +174,7 @@ fn change(claim: &Claim, how: impl FnOnce(&mut Claim)) -> Step {
     Step::Change(Box::new(claim))
 }
 
-const WAIT: Step = Step::Wait { until_ms: None };
+const WAIT: Step = Step::Wait { until: None };
 
 /// Rule 1: the agent first; only a confirmed removal, or an agent that is proven dead, ends the claim.
 fn delete(facts: &Facts<'_>) -> Step {
@@ -212,7 +216,7 @@ fn expired(facts: &Facts<'_>) -> Step {
         None => WAIT,
         Some(standing) if standing.proven_gone() || facts.confirmed_gone => change(claim, |claim| {
             claim.status.released = true;
-            claim.status.finished_at_ms = facts.now_ms;
+            claim.status.finished_at_ms = facts.wall_ms;
         }),
         Some(Standing::Present(seen)) if seen.life == Life::Ended => change(claim, |claim| {
             claim.status.released = true;
@@ -232,11 +236,11 @@ fn expire(claim: &Claim) -> Claim {
     claim
 }
 
-fn refused(claim: &Claim, why: &str, now_ms: i64) -> Claim {
+fn refused(claim: &Claim, why: &str, wall_ms: i64) -> Claim {
     let mut claim = claim.clone();
     claim.status.reason = "ClaimRefused".into();
     claim.status.message = format!("the claim could not be written: {why}");
-    claim.deletion = Some(Deletion { requested_at_ms: now_ms, grace_seconds: None });
+    claim.deletion = Some(Deletion { requested_at_ms: wall_ms, grace_seconds: None });
     claim
 }
 
@@ -328,8 +332,7 @@ fn bound(facts: &Facts<'_>) -> Step {
         },
         Some(Standing::Present(seen)) => change(claim, |claim| started(claim, seen)),
         Some(standing) if standing.proven_gone() => change(claim, |claim| begin_next_generation(claim, false)),
-        Some(Standing::Lost { since_ms }) => recover(facts, *since_ms),
-        Some(Standing::Retired) => recover(facts, facts.now_ms),
+        Some(Standing::Lost { .. } | Standing::Retired) => recover(facts),
         Some(_) => WAIT,
     }
 }
@@ -367,8 +370,7 @@ fn running(facts: &Facts<'_>) -> Step {
             WAIT
         }
         Some(Standing::Restarted | Standing::Missing) => change(claim, restarted),
-        Some(Standing::Lost { since_ms }) => recover(facts, *since_ms),
-        Some(Standing::Retired) => recover(facts, facts.now_ms),
+        Some(Standing::Lost { .. } | Standing::Retired) => recover(facts),
         Some(Standing::Unknown | Standing::Unreported) => WAIT,
     }
 }
@@ -379,21 +381,11 @@ fn same_to_agent(a: &Policy, b: &Policy) -> bool {
 }
 
 /// An agent that is cut off stops its AutoRecreate sandboxes when their recovery timeout is over. That is no end of
-/// the sandbox, whatever its process makes of the signal: it goes on elsewhere.
+/// the sandbox, whatever its process makes of the signal: it goes on elsewhere. The agent's word is what counts: to
+/// guess it from times would compare two machines' clocks.
 fn stopped_by_its_agent(facts: &Facts<'_>, seen: &Observed) -> bool {
-    let policy = &facts.claim.policy;
-    if policy.failure != FailurePolicy::AutoRecreate {
-        return false;
-    }
-    let cut_off_for_long = facts.outage.is_some_and(|(from, to)| {
-        let stop = from.saturating_add(i64::from(policy.recovery_seconds) * 1000 - OUTAGE_MARGIN_MS);
-        (stop..=to).contains(&seen.finished_at_ms)
-    });
-    seen.reason == "AgentLost" || cut_off_for_long
+    facts.claim.policy.failure == FailurePolicy::AutoRecreate && seen.reason == "AgentLost"
 }
-
-/// Agent and controller see the end of their stream at about the same time.
-const OUTAGE_MARGIN_MS: i64 = 500;
 
 fn ended(claim: &mut Claim, seen: &Observed) {
     let status = &mut claim.status;
@@ -428,18 +420,20 @@ fn restarted(claim: &mut Claim) {
 }
 
 /// Rule 5: the agent is lost.
-fn recover(facts: &Facts<'_>, since_ms: i64) -> Step {
+fn recover(facts: &Facts<'_>) -> Step {
     let claim = facts.claim;
-    let Some(lost_at) = claim.status.agent_lost_at_ms else {
+    let since = facts.lost_since.unwrap_or(facts.now);
+    if claim.status.agent_lost_at_ms.is_none() {
         return change(claim, |claim| {
-            claim.status.agent_lost_at_ms = Some(since_ms);
+            let ago = facts.now.saturating_duration_since(since).as_millis() as i64;
+            claim.status.agent_lost_at_ms = Some(facts.wall_ms.saturating_sub(ago));
             claim.status.reason = "AgentLost".into();
             claim.status.message = lost_message(claim.status.agent.as_ref());
             if claim.policy.failure == FailurePolicy::Manual && claim.status.phase == Phase::Running {
                 claim.status.phase = Phase::Lost;
             }
         });
-    };
+    }
     if claim.policy.failure == FailurePolicy::Manual {
         return match claim.status.phase {
             // The policy was changed while it waited.
@@ -447,9 +441,9 @@ fn recover(facts: &Facts<'_>, since_ms: i64) -> Step {
             _ => WAIT,
         };
     }
-    let until = lost_at.saturating_add(i64::from(claim.policy.recovery_seconds) * 1000);
-    if facts.now_ms < until {
-        return Step::Wait { until_ms: Some(until) };
+    let until = since + Duration::from_secs(claim.policy.recovery_seconds.into());
+    if facts.now < until {
+        return Step::Wait { until: Some(until) };
     }
     change(claim, |claim| {
         begin_next_generation(claim, true);

@@ -1,6 +1,8 @@
 //! The controller as its clients and agents see it: the whole library between a real Fast-Path client and agents
 //! that speak the agents' wire.
 
+mod bounds;
+mod clocks;
 mod create;
 mod fake;
 mod restart;

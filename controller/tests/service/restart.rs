@@ -293,3 +293,27 @@ async fn another_agent_at_an_old_address_has_nothing_of_the_one_before() {
     world.delete("a").await;
     world.until_gone("a").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_cannot_be_read_is_named_and_its_name_is_free() {
+    let mut world = World::new(1).await;
+    world.stop().await;
+    {
+        let database = redb::Database::create(world.path("claims.redb")).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let table = redb::TableDefinition::<&str, (&str, &[u8])>::new("claims-v1");
+        transaction.open_table(table).unwrap().insert("default/a", ("uid", b"{".as_slice())).unwrap();
+        transaction.commit().unwrap();
+    }
+    world.start().await;
+    let named = async |world: &World| {
+        let answer = world.client.clone().list_agents(ListAgentsRequest {}).await.unwrap();
+        answer.into_inner().unreadable_claims
+    };
+    assert_eq!(named(&world).await, ["default/a"]);
+    world.create("a").await;
+    world.until("a", "persisted", |info| info.persisted).await;
+    assert!(named(&world).await.is_empty());
+    world.restart().await;
+    assert!(named(&world).await.is_empty() && world.get("a").await.unwrap().phase == "Running");
+}

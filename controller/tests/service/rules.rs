@@ -208,8 +208,7 @@ async fn what_a_cut_off_agent_has_stopped_by_itself_is_started_again_and_not_tak
     world.try_create(auto("a", 1)).await.unwrap();
     let before = world.until("a", "persisted", |info| info.persisted).await;
     world.agents[0].kill();
-    tokio::time::sleep(Duration::from_millis(1050)).await;
-    world.agents[0].state().end(&before.instance_id, 0, "Exited");
+    world.agents[0].state().end(&before.instance_id, 0, "AgentLost");
     world.agents[0].serve();
     world.until("a", "new", |info| info.phase == "Running" && info.instance_generation == 2).await;
 }

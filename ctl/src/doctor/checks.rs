@@ -252,6 +252,18 @@ fn node_programs() -> Vec<Finding> {
     }]
 }
 
+/// What the controller of a node that is up says of its claims.
+pub(super) fn claims(unreadable: &[String]) -> Finding {
+    if unreadable.is_empty() {
+        return Finding::ok("claims", "all were read");
+    }
+    Finding::warning(
+        "claims",
+        format!("{} could not be read and are put aside: {}", unreadable.len(), unreadable.join(", ")),
+        "their names are free: create what you need of them again, which takes it off this list",
+    )
+}
+
 /// The path itself, or the nearest directory above that is there.
 fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
@@ -288,6 +300,14 @@ mod tests {
             "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}";
         assert_eq!(verdict(firewall(chain)), Warning);
         assert_eq!(verdict(firewall(&chain.replace("drop", "accept"))), Ok);
+    }
+
+    #[test]
+    fn claims_that_could_not_be_read_are_named() {
+        assert_eq!(verdict(claims(&[])), Ok);
+        let bad = claims(&["default/a".into(), "team/b".into()]);
+        assert!(bad.found.contains("default/a, team/b"), "{bad:?}");
+        assert_eq!(verdict(bad), Warning);
     }
 
     #[test]

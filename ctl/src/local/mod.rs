@@ -31,7 +31,7 @@ mod subnets;
 mod supervisor;
 mod sweep;
 mod tear_down;
-mod up;
+pub(crate) mod up;
 
 use crate::config::Settings;
 use crate::error::{Failure, Result};

@@ -10,7 +10,7 @@ use crate::error::{Context, Failure, Result};
 use crate::local::record::Node;
 use crate::{doctor, output};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
-use fsb_proto::fastpath::{AgentSummary, ListAgentsRequest};
+use fsb_proto::fastpath::{AgentSummary, ListAgentsRequest, ListAgentsResponse};
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -130,6 +130,11 @@ async fn wait(
 
 /// The agents that the node's controller knows.
 pub(crate) async fn agents(dirs: &Dirs, settings: &Settings) -> std::result::Result<Vec<AgentSummary>, String> {
+    ask(dirs, settings).await.map(|answer| answer.items)
+}
+
+/// What the node's controller says of itself and its agents.
+pub(crate) async fn ask(dirs: &Dirs, settings: &Settings) -> std::result::Result<ListAgentsResponse, String> {
     let ask = async {
         let channel = client::channel(&Endpoint::Unix(dirs.controller_socket())).await?;
         let mut request = client::request(ListAgentsRequest {}, ASK);
@@ -137,7 +142,7 @@ pub(crate) async fn agents(dirs: &Dirs, settings: &Settings) -> std::result::Res
             request.metadata_mut().insert("authorization", token);
         }
         let answer = FastPathServiceClient::new(channel).list_agents(request).await;
-        answer.map(|answer| answer.into_inner().items).map_err(|status| status.message().to_owned())
+        answer.map(|answer| answer.into_inner()).map_err(|status| status.message().to_owned())
     };
     tokio::time::timeout(ASK, ask).await.unwrap_or_else(|_| Err("no answer in time".into()))
 }

@@ -274,6 +274,9 @@ impl FastPathService for Service {
     }
 
     async fn list_agents(&self, _: Request<ListAgentsRequest>) -> Result<Response<ListAgentsResponse>, Status> {
-        Ok(Response::new(ListAgentsResponse { items: self.0.lock().unwrap().script.agents.clone() }))
+        Ok(Response::new(ListAgentsResponse {
+            items: self.0.lock().unwrap().script.agents.clone(),
+            ..Default::default()
+        }))
     }
 }

@@ -16,7 +16,7 @@ fn job(op: Op) -> Job {
 }
 
 fn put(claim: &Claim) -> Job {
-    job(Op::Put { key: claim.key.to_string(), uid: claim.uid.clone(), document: claim.to_document() })
+    job(Op::Put { claim: Arc::new(claim.clone()) })
 }
 
 fn remove(claim: &Claim) -> Job {
@@ -134,6 +134,118 @@ async fn a_file_damaged_beyond_repair_is_moved_aside() {
     }
 }
 
+#[test]
+fn a_claim_that_the_store_cannot_take_fails_alone() {
+    for bad in 0..100 {
+        let (mut commits, mut taken) = (0, Vec::<usize>::new());
+        let batch: Vec<usize> = (0..100).collect();
+        let results = each_alone(&batch, &mut 0, &mut |part: &[usize]| {
+            commits += 1;
+            if part.contains(&bad) {
+                return Err("value too large".into());
+            }
+            taken.extend(part);
+            Ok(vec![Ok(()); part.len()])
+        });
+        assert_eq!(results.iter().position(Result::is_err), Some(bad));
+        assert_eq!((results.len(), taken.len()), (100, 99), "each of the others once");
+        assert!(commits < 20, "{commits}");
+    }
+    let mut commits = 0;
+    let results = each_alone(&[0; BATCH], &mut 0, &mut |_: &[i32]| {
+        commits += 1;
+        Err("no space left on device".into())
+    });
+    assert!(results.len() == BATCH && results.iter().all(Result::is_err));
+    assert!(commits < 2 * MAX_FAILURES, "a full disk is not asked for each claim: {commits}");
+}
+
+#[tokio::test]
+async fn a_claim_too_large_for_a_row_is_refused_and_those_it_came_with_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Embedded::open(&dir.path().join("claims.redb")).unwrap();
+    let mut large = claim("large", "2");
+    large.labels.insert("a".into(), "x".repeat(MAX_ROW_BYTES));
+    let (small, large, other) = tokio::join!(
+        store.put(Arc::new(claim("small", "1")), false),
+        store.put(Arc::new(large), false),
+        store.put(Arc::new(claim("other", "3")), true),
+    );
+    assert!(matches!(large, Err(WriteError::Final { reason: "TooLarge", .. })), "{large:?}");
+    assert_eq!((small, other), (Ok(()), Ok(())));
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_claim_is_put_aside_and_its_name_is_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("claims.redb");
+    {
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut claims = transaction.open_table(CLAIMS).unwrap();
+            claims.insert("default/garbage", ("u", b"{\"key\":".as_slice())).unwrap();
+            let moved = claim("somewhere-else", "v").to_document();
+            claims.insert("default/moved", ("v", moved.as_slice())).unwrap();
+            let good = claim("good", "w").to_document();
+            claims.insert("default/good", ("w", good.as_slice())).unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+    let bad = [Key::new("default", "garbage"), Key::new("default", "moved")];
+    for _ in 0..2 {
+        let (store, recovery) = Embedded::open(&path).unwrap();
+        assert_eq!(recovery, Recovery::Clean);
+        let loaded = store.load().await.unwrap();
+        assert_eq!(loaded.claims.iter().map(|claim| &*claim.key.name).collect::<Vec<_>>(), ["good"]);
+        assert_eq!(loaded.unreadable, bad, "it is said at every start");
+        store.close().await;
+    }
+    let (store, _) = Embedded::open(&path).unwrap();
+    store.put(Arc::new(claim("garbage", "new")), true).await.unwrap();
+    store.close().await;
+    drop(store);
+    let loaded = Embedded::open(&path).unwrap().0.load().await.unwrap();
+    assert_eq!((loaded.claims.len(), loaded.unreadable.as_slice()), (2, &bad[1..]));
+}
+
+#[tokio::test]
+async fn tombstones_stay_however_old_the_clock_says_they_are_and_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("claims.redb");
+    {
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut tombstones = transaction.open_table(TOMBSTONES).unwrap();
+            tombstones.insert("of-1970", 1).unwrap();
+            tombstones.insert("of-2100", 4_102_444_800_000).unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+    let (store, _) = Embedded::open(&path).unwrap();
+    assert_eq!(store.load().await.unwrap().tombstones, ["of-1970".into(), "of-2100".into()]);
+    for uid in ["second", "third", "second"] {
+        store.remove(Key::new("default", "a"), uid.into(), true).await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let tombstones = Embedded::open(&path).unwrap().0.load().await.unwrap().tombstones;
+    assert_eq!(tombstones, ["of-1970", "of-2100", "second", "third"].map(Arc::from));
+}
+
+#[test]
+fn the_store_keeps_a_bounded_number_of_tombstones_and_the_oldest_goes_first() {
+    let database = Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
+    let mut open = Open { database, burials: Burials::default() };
+    let bury = |number: usize| job(Op::Remove { key: "n/a".into(), uid: number.to_string().into(), entomb: true });
+    let most = super::super::tombstones::MAX_LASTING;
+    let jobs: Vec<Job> = (0..most + 3).map(bury).collect();
+    write(&mut open, &jobs).unwrap();
+    let kept = Open::new(open.database).unwrap().burials.uids();
+    assert_eq!((kept.len(), &*kept[0]), (most, "3"));
+}
+
 /// A file that remembers how it came to be.
 #[derive(Debug, Default, Clone)]
 struct Recorder {
@@ -220,6 +332,7 @@ async fn the_store_opens_after_being_cut_off_at_any_write_with_every_acknowledge
     let mut random = StdRng::seed_from_u64(seed);
     let recorder = Recorder::default();
     let database = Database::builder().create_with_backend(recorder.clone()).unwrap();
+    let mut open = Open { database, burials: Burials::default() };
     let mut expected: BTreeMap<String, (String, i64)> = BTreeMap::new();
     // After so many events, this is what had been acknowledged.
     let mut acknowledged = vec![(recorder.history.lock().unwrap().len(), expected.clone())];
@@ -242,7 +355,7 @@ async fn the_store_opens_after_being_cut_off_at_any_write_with_every_acknowledge
                 }
             })
             .collect();
-        assert!(write(&database, &batch).unwrap().iter().all(Result::is_ok));
+        assert!(write(&mut open, &batch).unwrap().iter().all(Result::is_ok));
         acknowledged.push((recorder.history.lock().unwrap().len(), expected.clone()));
     }
     let history = recorder.history.lock().unwrap().clone();

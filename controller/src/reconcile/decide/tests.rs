@@ -3,8 +3,18 @@ use crate::claims::Key;
 use Phase::*;
 use fsb_proto::SandboxSpec;
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
-const NOW: i64 = 1_000_000_000;
+static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
+const WALL_MS: i64 = 1_000_000_000;
+
+fn ago(seconds: u64) -> Instant {
+    *NOW - Duration::from_secs(seconds)
+}
+
+fn lost_agent() -> Standing {
+    Standing::Lost { since: ago(100) }
+}
 
 fn agent() -> Arc<AgentRef> {
     Arc::new(AgentRef { name: "agent-1".into(), uid: "u1".into(), node: "node".into(), ip: "10.0.0.1".into() })
@@ -47,9 +57,11 @@ fn facts<'a>(claim: &'a Claim, current: Option<Standing>, leftovers: &'a [Standi
         leftovers,
         pushed: None,
         confirmed_gone: false,
-        outage: None,
-        now_ms: NOW,
-        orphan_timeout_ms: 10_000,
+        lost_since: None,
+        expires: None,
+        now: *NOW,
+        wall_ms: WALL_MS,
+        orphan_timeout: Duration::from_secs(10),
     }
 }
 
@@ -72,15 +84,14 @@ fn running() -> Standing {
 fn a_running_sandbox_follows_what_its_agent_reports() {
     let manual = claim(Running, FailurePolicy::Manual);
     let auto = claim(Running, FailurePolicy::AutoRecreate);
-    let lost = Standing::Lost { since_ms: NOW - 1 };
     let cases: [(&str, &Claim, Standing, Phase, &str, i64); 9] = [
         ("exit 0", &manual, seen(Life::Ended, Some(0), "Exited"), Succeeded, "Exited", 1),
         ("exit 1", &manual, seen(Life::Ended, Some(1), "Exited"), Failed, "Exited", 1),
         ("signal", &manual, seen(Life::Ended, Some(137), "Signaled"), Failed, "Signaled", 1),
         ("memory", &manual, seen(Life::Ended, Some(137), "OOMKilled"), Failed, "OOMKilled", 1),
         ("memory, 0", &manual, seen(Life::Ended, Some(0), "OOMKilled"), Failed, "OOMKilled", 1),
-        ("lost, manual", &manual, lost.clone(), Lost, "AgentLost", 1),
-        ("lost, auto", &auto, lost, Running, "AgentLost", 1),
+        ("lost, manual", &manual, lost_agent(), Lost, "AgentLost", 1),
+        ("lost, auto", &auto, lost_agent(), Running, "AgentLost", 1),
         ("restarted, manual", &manual, Standing::Restarted, Lost, "AgentRestarted", 1),
         ("restarted, auto", &auto, Standing::Missing, Pending, "AgentRestarted", 2),
     ];
@@ -99,7 +110,7 @@ fn what_is_not_certain_changes_nothing() {
     for phase in [Bound, Running, Lost, Expired] {
         for failure in [FailurePolicy::Manual, FailurePolicy::AutoRecreate] {
             let step = next(&claim(phase, failure), Some(Standing::Unknown));
-            assert_eq!(step, Step::Wait { until_ms: None }, "{phase}");
+            assert_eq!(step, Step::Wait { until: None }, "{phase}");
         }
     }
     assert_eq!(next(&claim(Running, FailurePolicy::Manual), Some(Standing::Unreported)), WAIT);
@@ -109,17 +120,22 @@ fn what_is_not_certain_changes_nothing() {
 #[test]
 fn auto_recreate_waits_for_its_timeout_from_the_moment_of_the_loss() {
     let mut waiting = claim(Running, FailurePolicy::AutoRecreate);
-    let lost_at = NOW - 59_000;
-    waiting.status.agent_lost_at_ms = Some(lost_at);
-    let lost = || Some(Standing::Lost { since_ms: NOW });
-    assert_eq!(next(&waiting, lost()), Step::Wait { until_ms: Some(lost_at + 60_000) });
-    waiting.status.agent_lost_at_ms = Some(NOW - 60_000);
-    let moved = changed(next(&waiting, lost()));
+    let after = |claim: &Claim, seconds| {
+        decide(&Facts { lost_since: Some(ago(seconds)), ..facts(claim, Some(lost_agent()), &[]) })
+    };
+    let noted = changed(after(&waiting, 20));
+    assert_eq!(noted.status.agent_lost_at_ms, Some(WALL_MS - 20_000), "for people");
+    // Whatever was written down by a clock that has been set since: the steady one counts.
+    for wall in [i64::MIN, 0, WALL_MS, i64::MAX] {
+        waiting.status.agent_lost_at_ms = Some(wall);
+        assert_eq!(after(&waiting, 59), Step::Wait { until: Some(*NOW + Duration::from_secs(1)) });
+    }
+    let moved = changed(after(&waiting, 60));
     assert_eq!((moved.status.phase, moved.status.generation), (Pending, 2));
     assert_eq!(moved.status.leftovers.len(), 1, "the old one is still to be removed");
     assert_eq!(moved.status.previous.as_ref().unwrap().instance_id, "i1");
     // It starts although the old one cannot be asked: that is what the timeout and the generation are for.
-    assert_eq!(decide(&facts(&moved, None, &[Standing::Lost { since_ms: 1 }])), Step::Start);
+    assert_eq!(decide(&facts(&moved, None, &[lost_agent()])), Step::Start);
     assert_eq!(decide(&facts(&moved, None, &[Standing::Unknown])), WAIT);
     assert_eq!(decide(&facts(&moved, None, &[running()])), Step::Remove(Which::Leftover(0)));
     let tidied = changed(decide(&facts(&moved, None, &[Standing::Missing])));
@@ -128,24 +144,16 @@ fn auto_recreate_waits_for_its_timeout_from_the_moment_of_the_loss() {
 
 #[test]
 fn a_sandbox_that_its_cut_off_agent_has_stopped_goes_on_elsewhere() {
-    let end_at = |finished_at_ms: i64, code: i32, reason: &str| {
-        let Standing::Present(mut seen) = seen(Life::Ended, Some(code), reason) else { unreachable!() };
-        seen.finished_at_ms = finished_at_ms;
-        Some(Standing::Present(seen))
-    };
-    let after = |failure, current, outage| {
-        let running = claim(Running, failure);
-        let after = changed(decide(&Facts { outage, ..facts(&running, current, &[]) }));
+    let after = |failure, code, reason| {
+        let after = changed(next(&claim(Running, failure), Some(seen(Life::Ended, Some(code), reason))));
         (after.status.phase, after.status.generation)
     };
     let (auto, manual) = (FailurePolicy::AutoRecreate, FailurePolicy::Manual);
-    let outage = Some((NOW, NOW + 65_000));
-    assert_eq!(after(auto, end_at(NOW + 60_000, 143, "Signaled"), outage), (Pending, 2));
-    assert_eq!(after(auto, end_at(NOW + 60_000, 0, "Exited"), outage), (Pending, 2), "it handled the signal");
-    assert_eq!(after(auto, end_at(NOW, 143, "AgentLost"), None), (Pending, 2));
-    assert_eq!(after(auto, end_at(NOW + 5_000, 0, "Exited"), outage), (Succeeded, 1), "it ended by itself before");
-    assert_eq!(after(auto, end_at(NOW + 70_000, 1, "Exited"), outage), (Failed, 1), "it ended by itself after");
-    assert_eq!(after(manual, end_at(NOW + 60_000, 143, "Signaled"), outage), (Failed, 1));
+    assert_eq!(after(auto, 143, "AgentLost"), (Pending, 2));
+    assert_eq!(after(auto, 0, "AgentLost"), (Pending, 2), "it handled the signal");
+    assert_eq!(after(auto, 0, "Exited"), (Succeeded, 1), "it ended by itself");
+    assert_eq!(after(auto, 143, "Signaled"), (Failed, 1));
+    assert_eq!(after(manual, 143, "AgentLost"), (Failed, 1));
 }
 
 // F1
@@ -153,7 +161,7 @@ fn a_sandbox_that_its_cut_off_agent_has_stopped_goes_on_elsewhere() {
 fn manual_never_starts_again_by_itself() {
     let mut lost = claim(Lost, FailurePolicy::Manual);
     lost.status.agent_lost_at_ms = Some(1);
-    for standing in [Standing::Lost { since_ms: 1 }, Standing::Unknown, Standing::Retired, Standing::Unreported] {
+    for standing in [lost_agent(), Standing::Unknown, Standing::Retired, Standing::Unreported] {
         assert_eq!(next(&lost, Some(standing)), WAIT);
     }
     let back = changed(next(&lost, Some(running())));
@@ -174,7 +182,7 @@ fn a_claim_goes_only_when_nothing_can_be_left() {
     for standing in [running(), seen(Life::Ended, Some(0), "Exited"), Standing::Unreported, Standing::Missing] {
         assert_eq!(next(&terminating, Some(standing)), ask);
     }
-    for standing in [Standing::Unknown, Standing::Lost { since_ms: 1 }] {
+    for standing in [Standing::Unknown, lost_agent()] {
         assert_eq!(next(&terminating, Some(standing)), WAIT, "it cannot be asked and may be back");
     }
     assert_eq!(next(&terminating, Some(Standing::Restarted)), Step::Drop { entomb: false });
@@ -183,7 +191,7 @@ fn a_claim_goes_only_when_nothing_can_be_left() {
     assert_eq!(decide(&confirmed), Step::Drop { entomb: false });
     let mut over = terminating.clone();
     over.status.released = true;
-    assert_eq!(next(&over, Some(Standing::Lost { since_ms: 1 })), Step::Drop { entomb: false });
+    assert_eq!(next(&over, Some(lost_agent())), Step::Drop { entomb: false });
     let mut nowhere = terminating;
     nowhere.status.agent = None;
     assert_eq!(next(&nowhere, None), Step::Drop { entomb: false });
@@ -194,7 +202,7 @@ fn a_claim_with_an_instance_out_of_reach_is_remembered_when_it_goes() {
     let mut deleted = claim(Terminating, FailurePolicy::AutoRecreate);
     deleted.deletion = Some(Deletion { requested_at_ms: 1, grace_seconds: None });
     deleted.status.leftovers.push(Leftover { agent: agent(), instance_id: "i0".into(), generation: 0 });
-    let lost = [Standing::Lost { since_ms: 1 }];
+    let lost = [lost_agent()];
     let step = decide(&Facts { confirmed_gone: true, ..facts(&deleted, Some(running()), &lost) });
     assert_eq!(step, Step::Drop { entomb: true });
 }
@@ -203,10 +211,11 @@ fn a_claim_with_an_instance_out_of_reach_is_remembered_when_it_goes() {
 #[test]
 fn expiry_keeps_the_claim_and_removes_the_instance() {
     let mut expiring = claim(Running, FailurePolicy::Manual);
-    expiring.policy.expire_at_seconds = Some(NOW / 1000 + 5);
-    assert_eq!(next(&expiring, Some(running())), Step::Wait { until_ms: Some(NOW + 5000) });
-    expiring.policy.expire_at_seconds = Some(NOW / 1000);
-    let expired = changed(next(&expiring, Some(running())));
+    expiring.policy.expire_at_seconds = Some(1);
+    let at = |claim: &Claim, expires| decide(&Facts { expires: Some(expires), ..facts(claim, Some(running()), &[]) });
+    let soon = *NOW + Duration::from_secs(5);
+    assert_eq!(at(&expiring, soon), Step::Wait { until: Some(soon) });
+    let expired = changed(at(&expiring, *NOW));
     assert_eq!(expired.status.phase, Expired);
     assert_eq!(next(&expired, Some(running())), Step::Remove(Which::Current { with_logs: false }));
     let over = changed(next(&expired, Some(Standing::Missing)));
@@ -215,10 +224,11 @@ fn expiry_keeps_the_claim_and_removes_the_instance() {
     for phase in [Succeeded, Failed] {
         let mut over = claim(phase, FailurePolicy::Manual);
         over.policy.expire_at_seconds = Some(1);
-        assert_eq!(next(&over, Some(Standing::Missing)), WAIT, "{phase} stays");
+        let step = decide(&Facts { expires: Some(ago(1)), ..facts(&over, Some(Standing::Missing), &[]) });
+        assert_eq!(step, WAIT, "{phase} stays");
     }
     expiring.deletion = Some(Deletion { requested_at_ms: 1, grace_seconds: None });
-    assert_eq!(changed(next(&expiring, Some(running()))).status.phase, Terminating, "deletion goes first");
+    assert_eq!(changed(at(&expiring, *NOW)).status.phase, Terminating, "deletion goes first");
 }
 
 // Rule 4, F2
@@ -267,8 +277,8 @@ fn an_end_is_forgotten_by_the_agent_when_it_is_durable() {
 fn a_claim_that_the_store_refuses_ends_after_the_orphan_timeout() {
     let refused = claim(Running, FailurePolicy::Manual);
     let with = |since| Facts { refused: Some((since, "Quota: no")), ..facts(&refused, Some(running()), &[]) };
-    assert_eq!(decide(&with(NOW - 9_000)), Step::Wait { until_ms: Some(NOW + 1_000) });
-    let ending = changed(decide(&with(NOW - 10_000)));
+    assert_eq!(decide(&with(ago(9))), Step::Wait { until: Some(*NOW + Duration::from_secs(1)) });
+    let ending = changed(decide(&with(ago(10))));
     assert_eq!((&*ending.status.reason, ending.deletion.is_some()), ("ClaimRefused", true));
 }
 
@@ -310,7 +320,7 @@ fn every_phase_is_left_only_as_the_specification_says_and_every_look_ends() {
     let standings = [
         None,
         Some(Standing::Unknown),
-        Some(Standing::Lost { since_ms: NOW - 100_000 }),
+        Some(lost_agent()),
         Some(Standing::Retired),
         Some(Standing::Restarted),
         Some(Standing::Unreported),
@@ -332,7 +342,7 @@ fn every_phase_is_left_only_as_the_specification_says_and_every_look_ends() {
                     }
                     start.reset_revision = (flags & 2 != 0).then(|| "2024-01-01T00:00:00Z".into());
                     start.policy.expire_at_seconds = (flags & 4 != 0).then_some(1);
-                    start.status.agent_lost_at_ms = (flags & 8 != 0).then_some(NOW - 100_000);
+                    start.status.agent_lost_at_ms = (flags & 8 != 0).then_some(WALL_MS - 100_000);
                     start.status.released |= flags & 16 != 0;
                     if flags & 32 != 0 {
                         start.status.leftovers.push(Leftover {
@@ -350,14 +360,30 @@ fn every_phase_is_left_only_as_the_specification_says_and_every_look_ends() {
     assert!(looks > 10_000);
 }
 
+const YEARS_MS: i64 = 5 * 365 * 24 * 3_600_000;
+const CLOCK_STEPS_MS: [i64; 4] = [-3_600_000, 3_600_000, -YEARS_MS, YEARS_MS];
+
 /// Follows the decisions until nothing changes any more.
 fn look(start: Claim, standing: &Option<Standing>, allowed: &BTreeSet<(Phase, Phase)>) {
     let mut now = start.clone();
     for _ in 0..10 {
         let leftovers = vec![standing.clone().unwrap_or(Standing::Unknown); now.status.leftovers.len()];
         let current = now.status.agent.is_some().then(|| standing.clone().unwrap_or(Standing::Unknown));
-        let facts = facts(&now, current, &leftovers);
-        let Step::Change(next) = decide(&facts) else { return };
+        let facts = Facts {
+            expires: now.policy.expire_at_seconds.map(|_| ago(0)),
+            lost_since: Some(ago(100)),
+            ..facts(&now, current, &leftovers)
+        };
+        let step = decide(&facts);
+        for by in CLOCK_STEPS_MS {
+            let set = decide(&Facts { wall_ms: WALL_MS + by, ..facts.clone() });
+            assert_eq!(std::mem::discriminant(&set), std::mem::discriminant(&step), "the wall clock decides nothing");
+            match (&set, &step) {
+                (Step::Change(set), Step::Change(step)) => assert_eq!(set.status.phase, step.status.phase),
+                _ => assert_eq!(set, step),
+            }
+        }
+        let Step::Change(next) = step else { return };
         let step = (now.status.phase, next.status.phase);
         assert!(allowed.contains(&step), "{step:?} from {start:?} with {standing:?}");
         assert!(next.status.generation - now.status.generation <= 1);
