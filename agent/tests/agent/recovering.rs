@@ -106,7 +106,12 @@ async fn a_stop_in_a_record_is_by_the_clock_that_nobody_sets() {
     let mut create = request("run");
     create.grace_period_seconds = Some(1);
     let id = node.agent.start(create).await.unwrap().instance_id;
-    let remove = DeleteRequest { instance_id: id.clone(), grace_period_seconds: Some(3600), ..Default::default() };
+    let remove = DeleteRequest {
+        instance_id: id.clone(),
+        grace_period_seconds: Some(3600),
+        remove_logs: true,
+        ..Default::default()
+    };
     assert!(!node.agent.delete(remove).await.unwrap());
     eventually("it is written down", || node.keeper.binding(&id).is_some_and(|b| b.kill_at_ms != 0)).await;
     let up_ms = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec() * 1000;
