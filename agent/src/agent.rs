@@ -21,7 +21,7 @@ use crate::{collect, events, lock, lost, plugins, recover, remove};
 use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -192,17 +192,6 @@ impl Agent {
             cordoned: lock(&self.ledger).cordoned(),
             runtime: "container".to_owned(),
         }
-    }
-
-    /// References and digests of the images on the node.
-    pub(crate) fn image_names(&self) -> Vec<String> {
-        let images = self.images.store.list().unwrap_or_else(|error| {
-            tracing::error!(%error, "the images could not be listed");
-            Vec::new()
-        });
-        let names: BTreeSet<String> =
-            images.into_iter().flat_map(|image| image.references.into_iter().chain([image.digest])).collect();
-        names.into_iter().collect()
     }
 
     /// An instance has its container.

@@ -3,7 +3,7 @@
 //! An image that is removed while a sandbox runs from it stays, pinned, and nobody is told when the last pin goes: it may
 //! be another agent's, or a keeper's. So whoever sees such an image looks again, less and less often, until it is gone.
 
-use crate::Agent;
+use crate::{Agent, disk};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub(crate) async fn run(agent: Arc<Agent>) {
     let mut pause = FIRST_LOOK;
     loop {
-        agent.drop_nameless();
+        agent.drop_nameless().await;
         let done = match agent.images.store.sweep().await {
             Ok(swept) => swept.put_off == 0 && swept.parts == 0 && !swept.busy,
             Err(error) => {
@@ -33,11 +33,14 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 
 impl Agent {
     /// Drops the stock of images that have lost their names, also those that another agent took.
-    fn drop_nameless(self: &Arc<Self>) {
-        for digest in self.pool.images() {
-            if matches!(self.images.store.resolve(&digest), Ok(None)) {
-                self.drop_stock(&digest);
-            }
+    async fn drop_nameless(self: &Arc<Self>) {
+        let (agent, mut images) = (self.clone(), self.pool.images());
+        let nameless = disk::work(move || {
+            images.retain(|digest| matches!(agent.images.store.resolve(digest), Ok(None)));
+            images
+        });
+        for digest in nameless.await.unwrap_or_default() {
+            self.drop_stock(&digest);
         }
     }
 

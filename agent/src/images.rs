@@ -4,6 +4,7 @@
 use crate::Agent;
 use crate::async_fd::Changes;
 use crate::command;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::lock;
@@ -14,7 +15,7 @@ use fsb_image::{ErrorKind, Image, Pin, Store};
 use fsb_proto::domain::PullPolicy;
 use fsb_proto::{Invalid, SandboxSpec};
 use nix::sys::inotify::AddWatchFlags;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
@@ -43,6 +44,8 @@ pub(crate) struct Images {
     wrapper: Vec<String>,
     /// Reference → user → what it came to last.
     cache: Mutex<HashMap<String, HashMap<String, Arc<Resolved>>>>,
+    /// References and digests of what was there when the store was last looked at.
+    names: Mutex<Vec<String>>,
     /// Told when images come or go.
     pub(crate) changed: Notify,
 }
@@ -56,7 +59,13 @@ impl Images {
                 Error::NotFound(format!("the plugin {name:?} that FSB_PLUGIN_WRAP names (see INFRA_DIR_IN_POD)"))
             })?,
         };
-        Ok(Self { store, plugins, wrapper, cache: Mutex::default(), changed: Notify::new() })
+        let names = Mutex::new(names(&store));
+        Ok(Self { store, plugins, wrapper, cache: Mutex::default(), names, changed: Notify::new() })
+    }
+
+    /// References and digests of the images on the node, as of the last change that was noticed.
+    pub(crate) fn names(&self) -> Vec<String> {
+        lock(&self.names).clone()
     }
 
     /// The plugins that every sandbox gets.
@@ -92,9 +101,10 @@ impl Images {
 }
 
 impl Agent {
-    /// The image of a start, brought here if it is not there and `pull` allows.
+    /// The image of a start, brought here if it is not there and `pull` allows. Whatever may wait for the disk does so on
+    /// a thread for files: starts from the stock do not wait with it.
     pub(crate) async fn image_for(
-        &self,
+        self: &Arc<Self>,
         instance: &Arc<Instance>,
         spec: &SandboxSpec,
         overlay: Overlay,
@@ -102,36 +112,38 @@ impl Agent {
     ) -> Result<Arc<Resolved>> {
         let store = &self.images.store;
         let reference = spec.image.as_str();
-        // The warm path: no copy, one stat(2).
+        // The warm path: no copy, one stat(2) of a file that the kernel has in memory.
         if pull != PullPolicy::Always
             && overlay == Overlay::Disk
             && let Some(resolved) = self.images.cached(reference, &spec.user)
-            && store.means(reference, &resolved.digest).map_err(|error| image_error(reference, error))?
+            && store.still_means(reference, &resolved.digest).map_err(|error| image_error(reference, error))?
         {
             return Ok(resolved);
         }
-        let here = match pull {
-            PullPolicy::Always => None,
-            _ => store.resolve(reference).map_err(|error| image_error(reference, error))?,
-        };
-        let image = match here {
-            Some(image) => image,
-            None if pull == PullPolicy::Never => {
-                let reason = "is not on this node; hint: import or pull it, or allow pulling".to_owned();
-                return Err(Error::Image { reference: reference.to_owned(), reason });
+        if pull != PullPolicy::Always {
+            let (agent, reference, user) = (self.clone(), reference.to_owned(), spec.user.clone());
+            let here = disk::work(move || {
+                let image = agent.images.store.resolve(&reference).map_err(|error| image_error(&reference, error))?;
+                image.map(|image| agent.resolved(&reference, image, &user, overlay)).transpose()
+            });
+            if let Some(resolved) = here.await?? {
+                return Ok(resolved);
             }
-            None => {
-                instance.state().pulling = true;
-                self.publish(instance);
-                let pulled = store.pull(reference, pull, |_| {}).await;
-                instance.state().pulling = false;
-                pulled.map_err(|error| image_error(reference, error))?
-            }
-        };
-        self.resolved(reference, image, &spec.user, overlay)
+        }
+        if pull == PullPolicy::Never {
+            let reason = "is not on this node; hint: import or pull it, or allow pulling".to_owned();
+            return Err(Error::Image { reference: reference.to_owned(), reason });
+        }
+        instance.state().pulling = true;
+        self.publish(instance);
+        let pulled = store.pull(reference, pull, |_| {}).await;
+        instance.state().pulling = false;
+        let image = pulled.map_err(|error| image_error(reference, error))?;
+        let (agent, reference, user) = (self.clone(), reference.to_owned(), spec.user.clone());
+        disk::work(move || agent.resolved(&reference, image, &user, overlay)).await?
     }
 
-    /// The image as one user starts it.
+    /// The image as one user starts it. Reads and locks files of the store.
     pub(crate) fn resolved(
         &self,
         reference: &str,
@@ -190,19 +202,30 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         Ok(changes) => changes,
         Err(error) => return tracing::error!(%error, "images of other agents are not noticed"),
     };
-    let mut known = agent.image_names();
     loop {
+        let looked = agent.clone();
+        let Ok(names) = disk::work(move || names(&looked.images.store)).await else { return };
+        let before = std::mem::replace(&mut *lock(&agent.images.names), names.clone());
+        if names != before {
+            agent.images_changed();
+            agent.images.changed.notify_one();
+        }
         tokio::select! {
             changed = changes.wait() => if changed.is_err() { return },
             () = agent.shutdown.cancelled() => return,
         }
-        let names = agent.image_names();
-        if names != known {
-            known = names;
-            agent.images_changed();
-            agent.images.changed.notify_one();
-        }
     }
+}
+
+/// References and digests of the images in the store.
+fn names(store: &Store) -> Vec<String> {
+    let images = store.list().unwrap_or_else(|error| {
+        tracing::error!(%error, "the images could not be listed");
+        Vec::new()
+    });
+    let names: BTreeSet<String> =
+        images.into_iter().flat_map(|image| image.references.into_iter().chain([image.digest])).collect();
+    names.into_iter().collect()
 }
 
 /// The home directory of `uid` in the image's `/etc/passwd`; `/` where it says nothing.

@@ -9,6 +9,7 @@ mod async_fd;
 mod collect;
 mod command;
 mod config;
+mod disk;
 mod ended;
 mod ends;
 mod error;

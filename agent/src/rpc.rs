@@ -1,11 +1,11 @@
 //! The gRPC interface: requests in, calls on [`Agent`], answers out.
 
-use crate::Agent;
+use crate::disk;
 use crate::error::Error;
 use crate::images::image_error;
 use crate::order::{self, Order};
 use crate::start::{self, DEFAULT_DEADLINE, LONGEST_DEADLINE};
-use crate::{lock, logs, stop};
+use crate::{Agent, lock, logs, stop};
 use fsb_image::{Image, Import};
 use fsb_proto::agent::agent_service_server::AgentService;
 use fsb_proto::agent::*;
@@ -131,8 +131,7 @@ impl AgentService for Service {
 
     async fn list_logs(&self, _: Request<ListLogsRequest>) -> Answer<ListLogsResponse> {
         let paths = self.0.config.paths.clone();
-        let logs = tokio::task::spawn_blocking(move || logs::list(&paths)).await;
-        Ok(Response::new(ListLogsResponse { logs: logs.map_err(|error| Status::internal(error.to_string()))? }))
+        Ok(Response::new(ListLogsResponse { logs: disk::work(move || logs::list(&paths)).await? }))
     }
 
     async fn remove_logs(&self, request: Request<RemoveLogsRequest>) -> Answer<RemoveLogsResponse> {
@@ -204,7 +203,8 @@ impl AgentService for Service {
     }
 
     async fn list_images(&self, _: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
-        let images = self.0.images.store.list().map_err(|error| image_error("", error))?;
+        let agent = self.0.clone();
+        let images = disk::work(move || agent.images.store.list()).await?.map_err(|error| image_error("", error))?;
         Ok(Response::new(ListImagesResponse { images: images.into_iter().map(info).collect() }))
     }
 
@@ -224,12 +224,12 @@ impl Agent {
     /// Takes a name from an image, and its paused containers, so that nothing of ours keeps it on the disk. Running
     /// sandboxes do, until they end: then `collect` finishes what this began.
     async fn remove_image(self: &Arc<Self>, reference: &str) -> Result<bool, Error> {
-        let store = &self.images.store;
-        let image = store.resolve(reference).map_err(|error| image_error(reference, error))?;
-        if let Some(image) = image {
+        let (agent, wanted) = (self.clone(), reference.to_owned());
+        let image = disk::work(move || agent.images.store.resolve(&wanted)).await?;
+        if let Some(image) = image.map_err(|error| image_error(reference, error))? {
             self.drop_stock(&image.digest);
         }
-        store.remove(reference).await.map_err(|error| image_error(reference, error))
+        self.images.store.remove(reference).await.map_err(|error| image_error(reference, error))
     }
 }
 

@@ -106,7 +106,7 @@ impl Agent {
 
     /// Images came or went.
     pub(crate) fn images_changed(&self) {
-        self.hub.tell(Kind::Images(agent::Images { references: self.image_names() }));
+        self.hub.tell(Kind::Images(agent::Images { references: self.images.names() }));
         self.pool.look_again();
     }
 
@@ -126,7 +126,7 @@ impl Agent {
         agent::Snapshot {
             agent: Some(self.info()),
             instances: reported.collect(),
-            images: self.image_names(),
+            images: self.images.names(),
             stock: self.pool.report(),
             used_slots: used as i32,
         }

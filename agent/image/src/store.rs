@@ -98,9 +98,11 @@ impl Store {
         Ok(self.snapshot()?.resolve(reference)?.cloned())
     }
 
-    /// Whether `reference` means the image with this digest: [`Store::resolve`] for callers that have the image already.
-    pub fn means(&self, reference: &str, digest: &str) -> Result<bool> {
-        Ok(self.snapshot()?.resolve(reference)?.is_some_and(|image| image.digest == digest))
+    /// Whether `reference` is known to mean the image with this digest still. One stat(2) and a look-up: where somebody
+    /// changed the store since it was last read, the answer is `false`, and [`Store::resolve`], which reads, knows better.
+    pub fn still_means(&self, reference: &str, digest: &str) -> Result<bool> {
+        let Some(snapshot) = self.known(Stamp::read(&self.inner.index)?) else { return Ok(false) };
+        Ok(snapshot.resolve(reference)?.is_some_and(|image| image.digest == digest))
     }
 
     /// All images that have a name.
@@ -238,16 +240,19 @@ impl Store {
 
     /// The index as it is now.
     pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>> {
-        let stamp = Stamp::read(&self.inner.index)?;
-        if let Some(snapshot) = &*self.inner.snapshot.read().unwrap_or_else(|e| e.into_inner())
-            && snapshot.stamp == stamp
-        {
-            return Ok(snapshot.clone());
+        if let Some(snapshot) = self.known(Stamp::read(&self.inner.index)?) {
+            return Ok(snapshot);
         }
         let (index, stamp) = Index::load(&self.inner.index)?;
         let snapshot = Arc::new(Snapshot::new(&index, stamp, self.layers()));
         *self.inner.snapshot.write().unwrap_or_else(|e| e.into_inner()) = Some(snapshot.clone());
         Ok(snapshot)
+    }
+
+    /// What was read of the version with this stamp.
+    fn known(&self, stamp: Stamp) -> Option<Arc<Snapshot>> {
+        let snapshot = self.inner.snapshot.read().unwrap_or_else(|e| e.into_inner());
+        snapshot.as_ref().filter(|snapshot| snapshot.stamp == stamp).cloned()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::Agent;
 use crate::config::MakeMode;
+use crate::disk;
 use crate::lock;
 use fsb_host::wire::{Overlay, Recipe};
 use fsb_proto::domain::PullPolicy;
@@ -49,13 +50,20 @@ pub(crate) async fn run(agent: Arc<Agent>) {
     }
 }
 
-async fn find(agent: &Agent, name: &str) -> Result<Recipe, String> {
-    let store = &agent.images.store;
-    let image = match store.resolve(name).map_err(|error| error.to_string())? {
+async fn find(agent: &Arc<Agent>, name: &str) -> Result<Recipe, String> {
+    let (here, wanted) = (agent.clone(), name.to_owned());
+    let image = disk::work(move || here.images.store.resolve(&wanted)).await.map_err(|error| error.to_string())?;
+    let image = match image.map_err(|error| error.to_string())? {
         Some(image) => image,
-        None => store.pull(name, PullPolicy::Missing, |_| {}).await.map_err(|error| error.to_string())?,
+        None => {
+            let pulled = agent.images.store.pull(name, PullPolicy::Missing, |_| {}).await;
+            pulled.map_err(|error| error.to_string())?
+        }
     };
-    let resolved = agent.resolved(name, image, "", Overlay::Disk).map_err(|error| error.to_string())?;
+    let (here, name) = (agent.clone(), name.to_owned());
+    let resolved =
+        disk::work(move || here.resolved(&name, image, "", Overlay::Disk)).await.and_then(|resolved| resolved);
+    let resolved = resolved.map_err(|error| error.to_string())?;
     // A shelf that was dropped while its image was cached comes back.
     let shelf = &resolved.shelf;
     lock(&agent.pool.shelves).entry(shelf.recipe.clone()).or_insert_with(|| shelf.clone());

@@ -6,6 +6,7 @@ mod keeper;
 mod listening;
 mod node;
 mod recovering;
+mod stalling;
 mod starting;
 mod stopping;
 mod watching;
