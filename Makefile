@@ -26,7 +26,7 @@ stop: ## stop the local node and remove all that it made
 	@$(CTL) local down --purge
 
 test: setup build ## run every test, those that need root too
-	FSB_REQUIRE_ROOT=1 $(CARGO) test --release --workspace
+	$(CARGO) test --release --workspace
 
 bench: build $(PEERS)/bin/youki ## measure starts beside fork+exec, bwrap, crun, runc, youki and containerd; SCENARIO="all --json DIR" for all there is
 	@scripts/setup bubblewrap containerd crun runc util-linux

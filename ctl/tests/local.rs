@@ -51,17 +51,13 @@ struct Node {
 }
 
 impl Node {
-    /// `None` without root, which is a failure where root is required.
-    fn new() -> Option<Self> {
+    fn new() -> Self {
         let machine = MACHINE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Self::beside(Some(machine))
     }
 
-    fn beside(machine: Option<MutexGuard<'static, ()>>) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var_os("FSB_REQUIRE_ROOT").is_none(), "FSB_REQUIRE_ROOT is set and this is not root");
-            return None;
-        }
+    fn beside(machine: Option<MutexGuard<'static, ()>>) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make networks and mounts: run them as root");
         let controller = Controller::start();
         let programs = controller.directory.path().join("bin");
         std::fs::create_dir(&programs).unwrap();
@@ -72,7 +68,7 @@ impl Node {
         node.program("fsb-agent", "");
         node.program("fsb-spawner", "");
         node.agents(&["agent-1", "agent-2"]);
-        Some(node)
+        node
     }
 
     fn program(&self, name: &str, script: &str) {
@@ -240,7 +236,7 @@ impl Drop for OwnForwarding {
 
 #[test]
 fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     let before = forwarding();
     node.up("--agents 2 --capacity 7 --warm-image a --warm-image b --controller-arg=--profiling");
     let environment = node.environment("agent-2");
@@ -304,7 +300,7 @@ fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
 
 #[test]
 fn a_dead_keeper_comes_back_as_an_empty_agent_and_the_others_do_not_notice() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     node.up("--agents 2");
     until("both have a layer", || node.layers("agent-1").len() == 1 && node.layers("agent-2").len() == 1);
     let (first, second) = (node.layers("agent-1"), node.layers("agent-2"));
@@ -324,7 +320,7 @@ fn a_dead_keeper_comes_back_as_an_empty_agent_and_the_others_do_not_notice() {
 
 #[test]
 fn two_that_start_a_node_in_the_same_moment_both_get_the_one_node() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     let start = || {
         let mut command = node.command(&["local", "up", "--agents", "2"]);
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
@@ -338,7 +334,7 @@ fn two_that_start_a_node_in_the_same_moment_both_get_the_one_node() {
 
 #[test]
 fn a_new_supervisor_goes_on_with_what_the_dead_one_left() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     node.up("--agents 2");
     let before = (node.keeper("agent-1"), node.keeper("agent-2"), node.controller_pid());
     let supervisor = node.supervisor();
@@ -355,7 +351,7 @@ fn a_new_supervisor_goes_on_with_what_the_dead_one_left() {
 
 #[test]
 fn down_leaves_nothing_whatever_died_before() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     for case in ["the supervisor", "everything", "everything and the record"] {
         node.up("--agents 2");
         until("the keepers are in their cgroups", || node.layers("agent-2").len() == 1 && !node.cgroups().is_empty());
@@ -379,7 +375,7 @@ fn down_leaves_nothing_whatever_died_before() {
 
 #[test]
 fn down_finds_living_processes_of_which_no_record_is_left() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     node.up("--agents 1");
     let (keeper, controller) = (node.keeper("agent-1"), node.controller_pid());
     kill_9(node.supervisor());
@@ -390,7 +386,7 @@ fn down_finds_living_processes_of_which_no_record_is_left() {
 
 #[test]
 fn a_disk_that_holds_the_state_is_emptied_and_stays() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     let lib = node.root.join("lib");
     let disk = Disk::mount(&lib);
     node.up("--agents 1");
@@ -420,8 +416,8 @@ impl Drop for Disk {
 
 #[test]
 fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
-    let Some(first) = Node::new() else { return };
-    let Some(second) = Node::beside(None) else { return };
+    let first = Node::new();
+    let second = Node::beside(None);
     let _own = OwnForwarding::other_than_the_switch();
     let before = forwarding();
     first.up("--agents 2");
@@ -438,7 +434,7 @@ fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
 
 #[test]
 fn without_egress_no_rule_no_route_and_no_switch_is_touched() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     node.up("--no-egress");
     let mine = |trace: &String| trace.contains("table ip") || trace.contains("nodes");
     assert!(!node.traces().iter().any(mine), "{:?}", node.traces());
@@ -448,7 +444,7 @@ fn without_egress_no_rule_no_route_and_no_switch_is_touched() {
 
 #[test]
 fn agents_have_the_names_pools_and_namespaces_that_they_were_given() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     node.agents(&["a"]);
     node.up("--agent name=a,pool=p,capacity=3");
     let environment = node.environment("a");
@@ -459,7 +455,7 @@ fn agents_have_the_names_pools_and_namespaces_that_they_were_given() {
 
 #[test]
 fn a_node_that_does_not_come_up_says_why_and_leaves_nothing() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     std::fs::create_dir_all(&node.root).unwrap();
     std::fs::write(node.root.join("run"), "in the way").unwrap();
     let output = node.run("local up");
@@ -477,7 +473,7 @@ fn a_node_that_does_not_come_up_says_why_and_leaves_nothing() {
 
 #[test]
 fn the_doctor_finds_a_machine_that_runs_these_tests_fit() {
-    let Some(node) = Node::new() else { return };
+    let node = Node::new();
     let output = node.run("doctor -o json");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     for finding in report["items"].as_array().unwrap() {

@@ -3,7 +3,11 @@
 use crate::node::{Calls, Node, PATIENCE, block_on, shell};
 use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::agent::{Source, StatusRequest};
-use fsb_proto::fastpath::{ConsistencyMode, CreateRequest, FailurePolicy, GetRequest, ListAgentsRequest};
+use fsb_proto::fastpath::watch_event::Event;
+use fsb_proto::fastpath::{
+    ConsistencyMode, CreateRequest, DeleteRequest, FailurePolicy, GetRequest, ListAgentsRequest, ListRequest, LogsRequest,
+    UpdateRequest, WatchRequest,
+};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tonic::Code;
@@ -86,9 +90,51 @@ fn namespaces_and_pools_never_mix() {
         assert_eq!(client.create_as(within("y", "blue", "special")).await.unwrap().agent_pod, "special");
         let unknown = client.create_as(within("z", "default", "special")).await.unwrap_err();
         assert_eq!(unknown.code(), Code::NotFound, "{unknown:?}");
-        let elsewhere = GetRequest { sandbox_id: "y".into(), namespace: "default".into() };
-        assert_eq!(client.get_sandbox(elsewhere).await.unwrap_err().code(), Code::NotFound);
         assert_eq!(client.list().await.len(), 3);
+        // Nobody sees or changes what is in another namespace, by any call.
+        let (name, namespace) = ("y".to_owned(), "default".to_owned());
+        let get = GetRequest { sandbox_id: name.clone(), namespace: namespace.clone() };
+        assert_eq!(client.get_sandbox(get).await.unwrap_err().code(), Code::NotFound);
+        let delete = DeleteRequest { sandbox_id: name.clone(), namespace: namespace.clone(), force: true };
+        assert_eq!(client.delete_sandbox(delete).await.unwrap_err().code(), Code::NotFound);
+        let update = UpdateRequest {
+            sandbox_id: name.clone(),
+            namespace: namespace.clone(),
+            labels: [("stolen".to_owned(), "yes".to_owned())].into(),
+            ..Default::default()
+        };
+        assert_eq!(client.update_sandbox(update).await.unwrap_err().code(), Code::NotFound);
+        let logs = LogsRequest { sandbox_id: name.clone(), namespace: namespace.clone(), ..Default::default() };
+        assert_eq!(client.logs(logs).await.unwrap_err().code(), Code::NotFound);
+        let list = ListRequest { namespace: namespace.clone(), all_namespaces: false };
+        let seen = client.list_sandboxes(list).await.unwrap().into_inner().items;
+        assert_eq!(seen.iter().map(|info| info.sandbox_id.as_str()).collect::<Vec<_>>(), ["x"]);
+        let watch = WatchRequest { namespace, ..Default::default() };
+        let mut changes = client.watch(watch).await.unwrap().into_inner();
+        // Of two with one name, one goes: the other, and whoever watches its namespace, hears nothing of it.
+        let blue = |name: &str| GetRequest { sandbox_id: name.into(), namespace: "blue".into() };
+        let delete = DeleteRequest { sandbox_id: "x".into(), namespace: "blue".into(), force: true };
+        client.delete_sandbox(delete).await.unwrap();
+        let end = Instant::now() + PATIENCE;
+        while client.get_sandbox(blue("x")).await.is_ok() {
+            assert!(Instant::now() < end, "blue's x does not go");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let kept = client.get_sandbox(blue("y")).await.unwrap().into_inner();
+        assert!(kept.phase == "Running" && kept.labels.is_empty(), "{kept:?}");
+        assert_eq!(client.info("x").await.unwrap().phase, "Running");
+        client.delete("x").await;
+        loop {
+            let event = tokio::time::timeout(PATIENCE, changes.message()).await.expect("it is told").unwrap().unwrap();
+            match event.event.unwrap() {
+                Event::Changed(info) => assert_eq!(info.sandbox_id, "x", "another namespace's"),
+                Event::Removed(info) => {
+                    assert_eq!((info.sandbox_id.as_str(), info.namespace.as_str()), ("x", "default"));
+                    break;
+                }
+                _ => {}
+            }
+        }
     });
     node.finish();
 }

@@ -36,8 +36,7 @@ const PASSED: [&str; 17] = [
 ];
 const PASSED_BEGINNINGS: [&str; 4] = ["POOL_", "LOG_", "OTEL_", "FSB_"];
 /// Ours alone: they tell fsb-ctl where to go, and one of them is a secret.
-const KEPT: [&str; 7] =
-    ["FSB_ENDPOINT", "FSB_TOKEN", "FSB_NAMESPACE", "FSB_CONFIG", "FSB_EDITOR", "FSB_ROOT", "FSB_REQUIRE_ROOT"];
+const KEPT: [&str; 6] = ["FSB_ENDPOINT", "FSB_TOKEN", "FSB_NAMESPACE", "FSB_CONFIG", "FSB_EDITOR", "FSB_ROOT"];
 
 /// What of the user's environment a program of the node gets.
 fn passed(user: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<OsString, OsString> {

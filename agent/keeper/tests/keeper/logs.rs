@@ -1,6 +1,6 @@
 //! Every byte that a sandbox writes is in its file once, whatever else happens.
 
-use crate::node::{Node, eventually, is_root};
+use crate::node::{Node, eventually};
 use fsb_host::confine::refusing;
 use fsb_host::pidfd;
 use nix::errno::Errno;
@@ -14,9 +14,6 @@ const IO_URING_SETUP: i64 = 425;
 
 #[test]
 fn every_line_is_there_once_over_agent_kills_and_rotation() {
-    if !is_root() {
-        return;
-    }
     for engine in ENGINES {
         let node = Node::start(&[("FSB_LOG_ENGINE", engine), ("LOG_MAX_SIZE", "64Ki"), ("LOG_MAX_FILES", "1000")]);
         let (mut agent, _, _) = node.agent();
@@ -53,9 +50,6 @@ fn every_line_is_there_once_over_agent_kills_and_rotation() {
 
 #[test]
 fn where_rings_are_refused_logs_go_through_epoll() {
-    if !is_root() {
-        return;
-    }
     // Kernels without io_uring say ENOSYS; container engines and `kernel.io_uring_disabled` say EPERM.
     for refusal in [Errno::EPERM, Errno::ENOSYS] {
         let filter = refusing(IO_URING_SETUP, refusal as i32);
@@ -78,9 +72,6 @@ fn where_rings_are_refused_logs_go_through_epoll() {
 
 #[test]
 fn only_so_many_files_are_kept() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[("LOG_MAX_SIZE", "4Ki"), ("LOG_MAX_FILES", "3")]);
     let (agent, _, _) = node.agent();
     let writer = node.start_shell(&agent, "i=0; while [ $i -lt 1000 ]; do echo line $i; i=$((i+1)); done");
@@ -96,9 +87,6 @@ fn only_so_many_files_are_kept() {
 
 #[test]
 fn hostile_bytes_and_open_lines_are_kept_as_they_are() {
-    if !is_root() {
-        return;
-    }
     for engine in ENGINES {
         let node = Node::start(&[("FSB_LOG_ENGINE", engine)]);
         let (agent, _, _) = node.agent();
@@ -116,9 +104,6 @@ fn hostile_bytes_and_open_lines_are_kept_as_they_are() {
 
 #[test]
 fn a_prompt_is_seen_while_its_process_waits() {
-    if !is_root() {
-        return;
-    }
     for engine in ENGINES {
         let node = Node::start(&[("FSB_LOG_ENGINE", engine)]);
         let (agent, _, _) = node.agent();
@@ -130,9 +115,6 @@ fn a_prompt_is_seen_while_its_process_waits() {
 
 #[test]
 fn the_file_is_there_before_there_is_output() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let silent = node.start_shell(&agent, "sleep 1000");
@@ -142,9 +124,6 @@ fn the_file_is_there_before_there_is_output() {
 
 #[test]
 fn chatty_writers_starve_neither_a_quiet_one_nor_control_messages() {
-    if !is_root() {
-        return;
-    }
     for engine in ENGINES {
         let node = Node::start(&[("FSB_LOG_ENGINE", engine), ("LOG_MAX_SIZE", "1Mi"), ("LOG_MAX_FILES", "1")]);
         let (agent, _, _) = node.agent();
@@ -165,9 +144,6 @@ fn chatty_writers_starve_neither_a_quiet_one_nor_control_messages() {
 
 #[test]
 fn an_end_is_not_held_up_by_somebody_else_who_holds_its_pipes() {
-    if !is_root() {
-        return;
-    }
     for engine in ENGINES {
         let node = Node::start(&[("FSB_LOG_ENGINE", engine)]);
         let (agent, _, _) = node.agent();
@@ -196,9 +172,6 @@ impl Drop for Mounted {
 
 #[test]
 fn a_full_disk_stops_the_writer_and_loses_nothing() {
-    if !is_root() {
-        return;
-    }
     for engine in ENGINES {
         let disk = tempfile::Builder::new().prefix("fsbd").tempdir_in("/tmp").unwrap();
         let mounted = Mounted(disk.path().to_owned());

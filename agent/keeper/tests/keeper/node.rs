@@ -23,13 +23,6 @@ use std::time::{Duration, Instant};
 /// After this a test is given up; nothing takes a noticeable part of it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Whether tests that need root can run. Without root they pass without a check, unless `FSB_REQUIRE_ROOT=1`.
-pub(crate) fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    assert!(root || std::env::var_os("FSB_REQUIRE_ROOT").is_none_or(|value| value != "1"), "this test needs root");
-    root
-}
-
 /// Polls until `is_so`.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
@@ -58,6 +51,7 @@ impl Node {
 
     /// [`Node::start`] below a seccomp filter.
     pub(crate) fn start_below(environment: &[(&str, &str)], filter: Option<Vec<u8>>) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make containers' cgroups and processes: run them as root");
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let dir = tempfile::Builder::new().prefix("fsbk").tempdir_in("/tmp").unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Records outlive the agent, at whatever moment it dies.
 
-use crate::node::{Node, eventually, hand_off, is_root};
+use crate::node::{Node, eventually, hand_off};
 use fsb_host::wire::{FromKeeper, Record, Stage, ToKeeper};
 use fsb_host::{cgroup, pidfd, sched};
 use nix::sys::signal::Signal;
@@ -9,9 +9,6 @@ use std::os::fd::AsRawFd;
 
 #[test]
 fn a_new_agent_finds_stock_running_and_ended_ones_with_their_exit_codes() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, known, incarnation) = node.agent();
     assert!(known.is_empty());
@@ -59,9 +56,6 @@ fn a_new_agent_finds_stock_running_and_ended_ones_with_their_exit_codes() {
 
 #[test]
 fn a_bind_and_hand_off_right_before_the_agents_death_is_known_to_the_next_one() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     for round in 0..10 {
         let (agent, _, _) = node.agent();
@@ -83,9 +77,6 @@ fn a_bind_and_hand_off_right_before_the_agents_death_is_known_to_the_next_one() 
 
 #[test]
 fn a_quiet_start_is_recorded_when_the_agent_says_so_when_it_ends_or_when_the_agent_is_gone() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let started = |record: Option<Record>| record.is_some_and(|record| matches!(record.stage, Stage::Started { .. }));
@@ -120,9 +111,6 @@ fn a_quiet_start_is_recorded_when_the_agent_says_so_when_it_ends_or_when_the_age
 
 #[test]
 fn a_short_program_is_bound_then_started_then_ended() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     for _ in 0..20 {
@@ -137,9 +125,6 @@ fn a_short_program_is_bound_then_started_then_ended() {
 
 #[test]
 fn what_died_while_it_was_paused_cannot_be_bound() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let paused = node.paused(&agent);
@@ -154,9 +139,6 @@ fn what_died_while_it_was_paused_cannot_be_bound() {
 
 #[test]
 fn an_exec_that_fails_never_starts() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let paused = node.paused(&agent);
@@ -169,9 +151,6 @@ fn an_exec_that_fails_never_starts() {
 
 #[test]
 fn a_records_file_follows_its_stages_and_goes_when_it_is_forgotten() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let paused = node.paused(&agent);
@@ -200,9 +179,6 @@ fn a_records_file_follows_its_stages_and_goes_when_it_is_forgotten() {
 
 #[test]
 fn the_kernels_oom_killer_is_told_apart_from_other_signals() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let hungry = node.paused(&agent);
@@ -220,9 +196,6 @@ fn the_kernels_oom_killer_is_told_apart_from_other_signals() {
 
 #[test]
 fn an_agent_that_is_not_read_by_holds_nobody_up() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     // Many more answers than the socket holds; none is read before all are asked for.
@@ -240,9 +213,6 @@ fn an_agent_that_is_not_read_by_holds_nobody_up() {
 
 #[test]
 fn a_second_keeper_on_the_same_directories_is_refused() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let paused = node.paused(&agent);
@@ -254,9 +224,6 @@ fn a_second_keeper_on_the_same_directories_is_refused() {
 
 #[test]
 fn an_images_pin_is_held_while_its_container_lives_also_without_an_agent() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let path = node.dir().join("pin");

@@ -1,6 +1,6 @@
 //! A spawner that dies leaves nothing half-made, and loses nothing that was finished.
 
-use crate::node::{Node, eventually, is_root};
+use crate::node::{Node, eventually};
 use fsb_host::cgroup;
 use fsb_host::wire::FromKeeper;
 use nix::sys::signal::{Signal, kill};
@@ -8,9 +8,6 @@ use nix::unistd::Pid;
 
 #[test]
 fn what_a_killed_spawner_left_half_made_is_swept_and_answered() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let stock = node.paused(&agent);
@@ -38,9 +35,6 @@ fn what_a_killed_spawner_left_half_made_is_swept_and_answered() {
 
 #[test]
 fn requests_wait_while_there_is_no_spawner() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     node.paused(&agent);
@@ -67,9 +61,6 @@ fn requests_wait_while_there_is_no_spawner() {
 
 #[test]
 fn what_a_request_waits_for_goes_before_refills() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     node.paused(&agent);
@@ -111,9 +102,6 @@ fn what_a_request_waits_for_goes_before_refills() {
 
 #[test]
 fn a_container_that_died_before_it_was_handed_over_is_a_failure_that_leaves_nothing() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let id = node.id();
@@ -125,9 +113,6 @@ fn a_container_that_died_before_it_was_handed_over_is_a_failure_that_leaves_noth
 
 #[test]
 fn failures_and_bad_requests_are_answered() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let id = node.id();
@@ -142,9 +127,6 @@ fn failures_and_bad_requests_are_answered() {
 
 #[test]
 fn a_spawner_that_hangs_is_replaced() {
-    if !is_root() {
-        return;
-    }
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();
     let half = node.id();

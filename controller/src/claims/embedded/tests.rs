@@ -73,8 +73,11 @@ fn whoever_is_in_a_hurry_ends_the_wait() {
     });
     // It stays asked for until it was looked at.
     hurry.wait(hour);
+    // And from then on nobody is in a hurry.
     hurry.clear();
-    hurry.wait(Duration::from_millis(1));
+    let (pause, since) = (Duration::from_millis(20), Instant::now());
+    hurry.wait(pause);
+    assert!(since.elapsed() >= pause, "the wait was over after {:?}", since.elapsed());
 }
 
 #[tokio::test]
