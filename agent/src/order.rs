@@ -110,7 +110,7 @@ fn spec_hash(spec: &SandboxSpec) -> u64 {
     }
     let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
     serde_json::to_writer(&mut hash, spec).expect("a spec of strings and numbers is always JSON");
-    HASH_VERSION << 48 | (hash.0 ^ hash.0 >> 48) & (1 << 48) - 1
+    (HASH_VERSION << 48) | ((hash.0 ^ (hash.0 >> 48)) & ((1 << 48) - 1))
 }
 
 /// The hash of a record, if it can be compared: those of an earlier version were of another kind.
