@@ -1,7 +1,8 @@
 //! Flags, with their defaults, and the times that everything goes by.
 
 use crate::clock::Clock;
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,6 +16,15 @@ pub enum Consistency {
     Fast,
     /// The claim is written first.
     Strong,
+}
+
+/// Who may use the Fast-Path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Auth {
+    /// Anybody who reaches it.
+    None,
+    /// Who shows a token of the token file.
+    Tokens,
 }
 
 /// Where to listen.
@@ -45,7 +55,7 @@ impl FromStr for Bind {
 #[derive(Debug, Clone, Parser)]
 #[command(name = "fsb-controller", version)]
 pub struct Config {
-    /// TCP address of the Fast-Path, or 'off'
+    /// TCP address of the Fast-Path, or 'off'; listened on only with --auth-token-file or --auth none
     #[arg(long, default_value = ":9090", value_name = "ADDRESS")]
     pub fastpath_bind_address: Bind,
     /// Unix socket of the Fast-Path (mode 0660, group fsb if it exists), or 'off'
@@ -63,9 +73,15 @@ pub struct Config {
     /// How long the sandbox of a claim that the store refuses may run
     #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub fastpath_orphan_timeout: Duration,
+    /// Who may use the Fast-Path over TCP [default: tokens with --auth-token-file, else there is no TCP]
+    #[arg(long, value_enum)]
+    pub auth: Option<Auth>,
     /// Tokens of clients: one line `token namespace[,namespace]` each, `*` = every namespace
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required_if_eq("auth", "tokens"))]
     pub auth_token_file: Option<PathBuf>,
+    /// Let --auth none listen on addresses that other machines reach
+    #[arg(long)]
+    pub insecure_bind: bool,
     /// Unix socket of an agent; give it once for each agent
     #[arg(long = "agent-socket", value_name = "PATH")]
     pub agent_sockets: Vec<PathBuf>,
@@ -81,9 +97,12 @@ pub struct Config {
     /// File of the embedded claim store
     #[arg(long, default_value = "/var/lib/fast-sandbox/claims.redb", value_name = "PATH")]
     pub claims: PathBuf,
-    /// Serve threads, memory and tasks of this process on localhost:6060
+    /// Serve threads, memory and tasks of this process: on localhost:6060 to tokens for every namespace, and on the socket
     #[arg(long)]
     pub profiling: bool,
+    /// Where they are served to tokens
+    #[arg(long, default_value = "localhost:6060", hide = true)]
+    pub profiling_bind_address: Bind,
     /// How long an agent may be out of reach before it is lost
     #[arg(long, default_value = "10s", value_parser = duration, hide = true)]
     pub agent_lost_after: Duration,
@@ -99,6 +118,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// The flags of this process. Wrong ones end it, with the usual exit code 2.
+    pub fn of_process() -> Self {
+        let config = Self::parse();
+        if config.auth == Some(Auth::None) && config.auth_token_file.is_some() {
+            let why = "the argument '--auth none' cannot be used with '--auth-token-file <PATH>'";
+            Self::command().error(ErrorKind::ArgumentConflict, why).exit();
+        }
+        config
+    }
+
     /// The times that these flags stand for.
     pub fn timing(&self) -> Timing {
         Timing {
@@ -168,6 +197,7 @@ mod tests {
     fn the_defaults_are_those_of_the_specification() {
         let config = Config::try_parse_from(["fsb-controller"]).unwrap();
         assert_eq!(config.fastpath_bind_address, Bind::Address(":9090".into()));
+        assert_eq!((config.auth, config.insecure_bind), (None, false));
         assert_eq!(config.metrics_bind_address, Bind::Address(":9091".into()));
         assert_eq!(config.health_probe_bind_address, Bind::Address(":5758".into()));
         assert_eq!(config.fastpath_consistency_mode, Consistency::Fast);

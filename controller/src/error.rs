@@ -1,6 +1,7 @@
 //! What can go wrong before the controller serves.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -36,6 +37,14 @@ pub enum Error {
         address: String,
         /// The system's error.
         source: io::Error,
+    },
+    /// An address that other machines reach, without authentication.
+    #[error(
+        "{address} is reached from other machines, and with --auth none by anybody there; hint: --fastpath-bind-address 127.0.0.1:9090, or --auth-token-file FILE, or --insecure-bind if that is meant"
+    )]
+    OpenToAll {
+        /// As it was bound.
+        address: SocketAddr,
     },
     /// A socket of another controller that lives.
     #[error("{path} is served by another process; hint: stop that one, or give another --fastpath-socket", path = .path.display())]

@@ -1,12 +1,11 @@
 //! `fsb-controller`: flags, runtime, signals.
 
-use clap::Parser;
 use fsb_controller::{Config, Controller, privileges};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    let config = Config::parse();
+    let config = Config::of_process();
     if let Err(error) = privileges::drop_others() {
         eprintln!("fsb-controller: {error}");
         return ExitCode::FAILURE;

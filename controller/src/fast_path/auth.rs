@@ -81,6 +81,14 @@ impl Tokens {
         self.scope(headers).map(|_| ())
     }
 
+    /// Whether these are the headers of somebody who may see what is of no namespace.
+    pub fn see_all(&self, headers: &HeaderMap) -> Result<(), Status> {
+        match self.scope(headers)? {
+            Scope::Everything => Ok(()),
+            Scope::Namespaces(_) => Err(Status::permission_denied("only a token for every namespace opens this")),
+        }
+    }
+
     fn scope(&self, headers: &HeaderMap) -> Result<&Scope, Status> {
         let given = headers
             .get("authorization")

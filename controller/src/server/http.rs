@@ -1,15 +1,18 @@
 //! The plain HTTP sides: metrics, health, and what the process does.
 
 use crate::core::Core;
+use crate::fast_path::Tokens;
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
+use tonic::{Code, Status};
 
 /// `/metrics`, in the text format of OpenMetrics.
 pub fn metrics(core: Arc<Core>) -> Router {
@@ -37,15 +40,33 @@ async fn ready(State(core): State<Arc<Core>>) -> impl IntoResponse {
 }
 
 /// What the process does: `/debug/pprof/profile?seconds=N` (CPU time of each thread over that time),
-/// `/debug/pprof/threads`, `/debug/pprof/tasks`, `/debug/pprof/heap` (memory as the kernel counts it). Served on the
-/// loopback address only.
-pub fn profiling(core: Arc<Core>) -> Router {
+/// `/debug/pprof/threads`, `/debug/pprof/tasks`, `/debug/pprof/heap` (memory as the kernel counts it). Where there are
+/// tokens, only one for every namespace opens it: what the process does tells of all tenants.
+pub fn profiling(core: Arc<Core>, tokens: Option<Arc<Tokens>>) -> Router {
+    let guard = middleware::from_fn(move |request: Request, next: Next| {
+        let refused = tokens.as_ref().and_then(|tokens| tokens.see_all(request.headers()).err());
+        async move {
+            match refused {
+                Some(status) => refusal(&status),
+                None => next.run(request).await,
+            }
+        }
+    });
     Router::new()
         .route("/debug/pprof/profile", get(profile))
         .route("/debug/pprof/threads", get(async || threads_text()))
         .route("/debug/pprof/tasks", get(tasks))
         .route("/debug/pprof/heap", get(async || heap()))
+        .layer(guard)
         .with_state(core)
+}
+
+fn refusal(status: &Status) -> Response {
+    let code = match status.code() {
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        _ => StatusCode::UNAUTHORIZED,
+    };
+    (code, format!("{}\n", status.message())).into_response()
 }
 
 async fn profile(Query(query): Query<BTreeMap<String, String>>) -> impl IntoResponse {

@@ -1,12 +1,13 @@
 //! The controller's life: open the claims, watch the agents, admit, serve, stop.
 
+mod debug;
 mod grpc;
 mod http;
 mod listen;
 
 use crate::agents::{self, Client, Target, read_token};
 use crate::claims::{ClaimStore, Embedded, Recovery};
-use crate::config::{Bind, Config, Consistency, Timing};
+use crate::config::{Auth, Bind, Config, Consistency, Timing};
 use crate::core::Core;
 use crate::error::Error;
 use crate::fast_path::{FastPath, Tokens};
@@ -38,6 +39,8 @@ pub struct Addresses {
     pub metrics: Option<SocketAddr>,
     /// Health.
     pub health: Option<SocketAddr>,
+    /// What the process does.
+    pub profiling: Option<SocketAddr>,
 }
 
 impl Controller {
@@ -53,7 +56,7 @@ impl Controller {
 
     /// Starts with this store and these times.
     pub async fn start_with(config: &Config, store: Arc<dyn ClaimStore>, timing: Timing) -> Result<Self, Error> {
-        let tokens = config.auth_token_file.as_deref().map(Tokens::read).transpose()?;
+        let tokens = config.auth_token_file.as_deref().map(Tokens::read).transpose()?.map(Arc::new);
         let targets = targets(config)?;
         let token = config.agent_token_file.as_deref().map(read_token).transpose()?;
         let consistency: Consistency = config.fastpath_consistency_mode;
@@ -61,16 +64,22 @@ impl Controller {
             .await
             .map_err(|error| Error::Store { path: config.claims.clone(), why: error.to_string() })?;
 
-        let tcp = listen::tcp(&config.fastpath_bind_address).await?;
+        let tcp = fast_path_over_tcp(config, tokens.is_some()).await?;
         let unix = listen::unix(&config.fastpath_socket).await?;
         let metrics = listen::tcp(&config.metrics_bind_address).await?;
         let health = listen::tcp(&config.health_probe_bind_address).await?;
-        let profiling = match config.profiling {
-            true => listen::tcp(&Bind::Address("localhost:6060".into())).await?,
+        // Without tokens it is on the socket alone.
+        let profiling = match config.profiling && tokens.is_some() {
+            true => listen::tcp(&config.profiling_bind_address).await?,
             false => None,
         };
         let address = |listener: &Option<TcpListener>| listener.as_ref().and_then(|at| at.local_addr().ok());
-        let addresses = Addresses { fast_path: address(&tcp), metrics: address(&metrics), health: address(&health) };
+        let addresses = Addresses {
+            fast_path: address(&tcp),
+            metrics: address(&metrics),
+            health: address(&health),
+            profiling: address(&profiling),
+        };
         tracing::info!(fast_path = ?addresses.fast_path, socket = %config.fastpath_socket.display(),
             metrics = ?addresses.metrics, health = ?addresses.health, agents = targets.len(), "the controller starts");
 
@@ -82,24 +91,21 @@ impl Controller {
         tasks.spawn(settle(core.clone()));
         tasks.spawn(agents::collect_logs(core.clone()));
 
-        let tokens = tokens.map(Arc::new);
         let service = FastPathServiceServer::new(FastPath::new(core.clone(), tokens.clone()))
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
-        let fast_path = grpc::Guarded::new(service, tokens);
+        let fast_path = grpc::Guarded::new(service.clone(), tokens.clone());
+        let debug = http::profiling(core.clone(), tokens.clone());
         if let Some(listener) = tcp {
-            tasks.spawn(grpc::serve(listener, fast_path.clone(), core.stop.clone()));
+            tasks.spawn(grpc::serve(listener, fast_path, core.stop.clone()));
         }
         let mut socket = None;
         if let Some((listener, at)) = unix {
             socket = Some(at);
-            tasks.spawn(grpc::serve(listener, fast_path, core.stop.clone()));
+            let with_debug = debug::Beside::new(service, config.profiling.then(|| debug.clone()));
+            tasks.spawn(grpc::serve(listener, grpc::Guarded::new(with_debug, tokens), core.stop.clone()));
         }
-        let plain = [
-            (metrics, http::metrics(core.clone())),
-            (health, http::health(core.clone())),
-            (profiling, http::profiling(core.clone())),
-        ];
+        let plain = [(metrics, http::metrics(core.clone())), (health, http::health(core.clone())), (profiling, debug)];
         for (listener, router) in plain {
             let Some(listener) = listener else { continue };
             let stop = core.stop.clone();
@@ -137,6 +143,26 @@ impl Controller {
         self.tasks.abort_all();
         self.core.queue.close().await;
     }
+}
+
+/// Without authentication there is no Fast-Path over TCP, unless it is said that there shall be.
+async fn fast_path_over_tcp(config: &Config, tokens: bool) -> Result<Option<TcpListener>, Error> {
+    let open = !tokens && config.auth == Some(Auth::None);
+    if !tokens && !open {
+        if config.fastpath_bind_address != Bind::Off {
+            tracing::info!("no Fast-Path over TCP: there is neither --auth-token-file nor --auth none");
+        }
+        return Ok(None);
+    }
+    let listener = listen::tcp(&config.fastpath_bind_address).await?;
+    if let Some(address) = listener.as_ref().and_then(|listener| listener.local_addr().ok()).filter(|_| open) {
+        if !config.insecure_bind && !address.ip().to_canonical().is_loopback() {
+            return Err(Error::OpenToAll { address });
+        }
+        tracing::warn!(%address, "--auth none: whoever reaches this address may start sandboxes, see their environment \
+            and logs, and delete them");
+    }
+    Ok(listener)
 }
 
 fn report_end(what: &str, result: Result<(), impl std::fmt::Display>) {

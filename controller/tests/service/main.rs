@@ -4,6 +4,7 @@
 mod bounds;
 mod clocks;
 mod create;
+mod doors;
 mod fake;
 mod restart;
 mod rules;
