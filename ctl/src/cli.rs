@@ -28,7 +28,7 @@ pub(crate) struct Global {
     /// Namespace [default: default]
     #[arg(short, long, global = true, value_name = "NAME", help_heading = "Global options")]
     pub(crate) namespace: Option<String>,
-    /// Bearer token for the controller
+    /// Bearer token for the controller [default: of the local node's own file, where there is one]
     #[arg(long, global = true, value_name = "TOKEN", help_heading = "Global options")]
     pub(crate) token: Option<String>,
     /// Use this configuration file and no other

@@ -2,6 +2,7 @@
 
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
+use crate::tokens;
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_rpc::{Address, Channel};
 use std::time::Duration;
@@ -47,7 +48,8 @@ pub(crate) async fn channel(endpoint: &Endpoint) -> std::result::Result<Channel,
 
 /// Connects to the controller of the settings.
 pub(crate) async fn connect(settings: &Settings) -> Result<FastPath> {
-    let token = match &settings.token {
+    let token = settings.token.clone().or_else(|| tokens::read(settings.token_file.as_deref()?));
+    let token = match token {
         Some(token) => Some(
             MetadataValue::try_from(format!("Bearer {token}"))
                 .map_err(|_| Failure::usage("the token holds characters that no token has"))?,
@@ -151,6 +153,7 @@ mod tests {
             endpoint: Endpoint::Tcp("localhost:1".into()),
             namespace: "default".into(),
             token: None,
+            token_file: None,
             editor: None,
             root: None,
             verbose: false,

@@ -2,7 +2,7 @@
 
 use crate::cli::Global;
 use crate::error::{Context, Failure, Result};
-use crate::output;
+use crate::{output, tokens};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +97,8 @@ pub(crate) struct Settings {
     pub(crate) endpoint: Endpoint,
     pub(crate) namespace: String,
     pub(crate) token: Option<String>,
+    /// Where else a token may be: the controller's own file, if it is one of this machine.
+    pub(crate) token_file: Option<PathBuf>,
     /// A shell command.
     pub(crate) editor: Option<String>,
     /// The local node's directory; `None` = the machine's own node.
@@ -135,21 +137,31 @@ fn resolve(
     let socket = |root: &Path| Endpoint::Unix(root.join("run/controller.sock"));
     let env_root = env("FSB_ROOT").map(PathBuf::from);
     let root = flags.root.clone().or_else(|| env_root.clone()).map(absolute).transpose()?;
+    let own = Path::new(DEFAULT_RUN_DIR).join("controller.sock");
+    let mut token_file = None;
     let endpoint = match (&flags.endpoint, &flags.root, env("FSB_ENDPOINT"), &root, file(|f| &f.endpoint)) {
         (Some(flag), ..) => Endpoint::parse(flag)?,
         (None, Some(_), _, Some(root), _) => socket(root),
         (None, _, Some(variable), ..) => Endpoint::parse(&variable)?,
         (None, _, None, Some(root), _) => socket(root),
         (None, _, None, None, Some(file)) => Endpoint::parse(&file)?,
-        (None, ..) if default_socket => Endpoint::Unix(Path::new(DEFAULT_RUN_DIR).join("controller.sock")),
-        _ => Endpoint::Tcp(format!("localhost:{DEFAULT_PORT}")),
+        (None, ..) if default_socket => Endpoint::Unix(own),
+        _ => {
+            token_file = Some(tokens::beside(&own));
+            Endpoint::Tcp(format!("localhost:{DEFAULT_PORT}"))
+        }
     };
+    // A named address may be anybody's: no token is sent there that was not given for it.
+    if let Endpoint::Unix(socket) = &endpoint {
+        token_file = Some(tokens::beside(socket));
+    }
     let namespace = flags.namespace.clone().or_else(|| env("FSB_NAMESPACE")).or_else(|| file(|f| &f.namespace));
     let editor = env("FSB_EDITOR").or_else(|| file(|f| &f.editor)).or_else(|| env("VISUAL")).or_else(|| env("EDITOR"));
     Ok(Settings {
         endpoint,
         namespace: namespace.unwrap_or_else(|| fsb_proto::domain::DEFAULT_NAMESPACE.to_owned()),
         token: flags.token.clone().or_else(|| env("FSB_TOKEN")),
+        token_file,
         editor,
         root,
         verbose: flags.verbose,
@@ -186,6 +198,18 @@ mod tests {
         assert_eq!(endpoint(&Global::default(), &[], &[], false), "localhost:9090");
         let settings = resolve(&Global::default(), &|_| None, &files(), true).unwrap();
         assert_eq!(settings.namespace, "near");
+    }
+
+    #[test]
+    fn a_nodes_own_token_goes_to_that_node_alone() {
+        let file = |flags: &Global, socket| resolve(flags, &|_| None, &[], socket).unwrap().token_file;
+        let own = Some(PathBuf::from("/run/fast-sandbox/tokens"));
+        assert_eq!(file(&Global::default(), true), own);
+        assert_eq!(file(&Global::default(), false), own, "localhost:9090");
+        let at = |endpoint: &str| Global { endpoint: Some(endpoint.into()), ..Global::default() };
+        assert_eq!(file(&at("unix:/tmp/n/run/controller.sock"), true), Some("/tmp/n/run/tokens".into()));
+        assert_eq!(file(&at("elsewhere:9090"), true), None);
+        assert_eq!(file(&at("localhost:9090"), true), None);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod reset;
 mod run;
 mod spec_file;
 mod template;
+mod tokens;
 mod units;
 mod update;
 mod wait;

@@ -258,7 +258,7 @@ fn up_makes_a_node_and_down_leaves_only_images_claims_and_logs() {
     let leaked = |line: &String| line.starts_with("UNRELATED=") || line.starts_with("FSB_TOKEN=");
     assert!(!environment.iter().any(leaked), "{environment:?}");
     let arguments = std::fs::read_to_string(node.root.join("log/controller.args")).unwrap();
-    for wanted in ["agent-1.sock", "agent-2.sock", "claims.redb", "--profiling"] {
+    for wanted in ["agent-1.sock", "agent-2.sock", "claims.redb", "--profiling", "--fastpath-bind-address=off"] {
         assert!(arguments.contains(wanted), "{arguments}");
     }
 

@@ -296,7 +296,7 @@ fn a_killed_controller_loses_nothing_and_books_nothing_twice() {
 
 #[test]
 fn a_controller_whose_port_was_taken_meanwhile_listens_on_another() {
-    let node = Node::up(&[]);
+    let node = Node::up(&["--tcp"]);
     let address = || {
         let record = std::fs::read(node.run_dir().join("node.json")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();

@@ -63,7 +63,7 @@ fn addresses() -> BTreeSet<Ipv4Addr> {
 }
 
 /// TCP ports on which the processes of the node below `root` listen, each in the network namespace that it stands in.
-fn listening(root: &str) -> BTreeSet<u16> {
+pub fn listening(root: &str) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let read = |file: &str| {

@@ -1,9 +1,11 @@
 //! The whole system, as a user has it: `fsb-ctl`, controller, agents, real containers. Each test has a node of its own
 //! below a directory of its own, and proves at its end that nothing of it is left.
 
+mod access;
 mod bad_input;
 mod crashes;
 mod ends;
+mod go_era;
 mod isolation;
 mod journey;
 mod node;

@@ -227,13 +227,13 @@ fn ports(dirs: &Dirs) -> Finding {
             if dirs.root.is_some() { "free ones are taken" } else { "held by the local node" },
         );
     }
-    let taken: Vec<String> = [9090u16, 9091, 9092]
+    let taken: Vec<String> = [9091u16, 9092]
         .into_iter()
         .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_err())
         .map(|port| port.to_string())
         .collect();
     if taken.is_empty() {
-        Finding::ok("ports", "127.0.0.1:9090-9092 are free")
+        Finding::ok("ports", "127.0.0.1:9091 and 9092 are free")
     } else {
         let fix = "stop what listens there (ss -ltnp), or use a node with --root, which takes free ports";
         Finding::missing("ports", format!("127.0.0.1: {} in use", taken.join(", ")), fix)

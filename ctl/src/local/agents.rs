@@ -4,6 +4,7 @@ use super::capacity;
 use super::dirs::Dirs;
 use super::record::Agent;
 use super::subnets::Subnet;
+use super::tcp;
 use crate::error::{Failure, Result};
 use fsb_proto::domain::{DEFAULT_NAMESPACE, DEFAULT_POOL, validate_dns_name};
 use std::ffi::OsString;
@@ -34,6 +35,8 @@ pub(crate) struct Flags {
     /// Keep paused containers for this image
     #[arg(long, value_name = "REFERENCE")]
     pub(crate) warm_image: Vec<String>,
+    #[command(flatten)]
+    pub(crate) tcp: tcp::Flags,
     /// Pass an argument on to fsb-controller
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) controller_arg: Vec<String>,
@@ -50,6 +53,7 @@ impl Flags {
         words.extend(self.capacity.map(|capacity| format!("--capacity={capacity}")));
         words.extend(self.no_egress.then(|| "--no-egress".to_owned()));
         words.extend(self.warm_image.iter().map(|image| format!("--warm-image={image}")));
+        words.extend(self.tcp.to_arguments());
         words.extend(self.controller_arg.iter().map(|word| format!("--controller-arg={word}")));
         words.into_iter().map(OsString::from).collect()
     }
@@ -98,7 +102,7 @@ fn properties(mut agent: Agent, text: &str) -> Result<Agent> {
         let checked =
             |field| validate_dns_name(field, value).map(|()| value.to_owned()).map_err(|e| wrong(e.to_string()));
         match key {
-            "name" if matches!(value, "controller" | "netns" | "images") => {
+            "name" if matches!(value, "controller" | "netns" | "images" | "tokens") => {
                 return Err(wrong(format!("{value} is taken by the node itself")));
             }
             "name" => agent.name = checked("name")?,
@@ -142,7 +146,7 @@ mod tests {
 
     #[test]
     fn agents_that_cannot_be_are_refused() {
-        for bad in ["name=../x", "name=controller", "capacity=many", "speed=9", "name"] {
+        for bad in ["name=../x", "name=controller", "name=tokens", "capacity=many", "speed=9", "name"] {
             assert_eq!(agents(&["--agent", bad]).unwrap_err().code, 2, "{bad}");
         }
         assert!(agents(&["--agent", "name=a", "--agent", "name=a"]).is_err());

@@ -1,6 +1,7 @@
 //! Where a node keeps what, and the names by which everything of it is known.
 
 use crate::config::DEFAULT_RUN_DIR;
+use crate::tokens;
 use std::path::{Path, PathBuf};
 
 /// The directories and names of one local node.
@@ -51,6 +52,11 @@ impl Dirs {
 
     pub(crate) fn controller_socket(&self) -> PathBuf {
         self.run.join("controller.sock")
+    }
+
+    /// What opens the Fast-Path over TCP. With the run directory it goes when the node goes down.
+    pub(crate) fn tokens(&self) -> PathBuf {
+        tokens::beside(&self.controller_socket())
     }
 
     pub(crate) fn agent_socket(&self, agent: &str) -> PathBuf {

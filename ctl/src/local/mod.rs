@@ -30,6 +30,7 @@ mod status;
 mod subnets;
 mod supervisor;
 mod sweep;
+mod tcp;
 mod tear_down;
 pub(crate) mod up;
 

@@ -3,9 +3,11 @@
 use super::dirs::Dirs;
 use super::process::Process;
 use super::subnets::Subnet;
+use super::tcp::Tcp;
 use crate::error::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -18,6 +20,8 @@ pub(crate) struct Node {
     pub(crate) egress: bool,
     pub(crate) warm_images: Vec<String>,
     pub(crate) controller_args: Vec<String>,
+    /// `None` = the controller's socket alone.
+    pub(crate) tcp: Option<Tcp>,
     /// The controller's TCP addresses.
     pub(crate) addresses: Addresses,
     /// Directories of the supervisor's own cgroup, one per hierarchy.
@@ -42,9 +46,19 @@ pub(crate) struct Agent {
 /// Where the controller listens beside its socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Addresses {
-    pub(crate) fastpath: String,
+    /// Only where [`Node::tcp`] asks for it.
+    pub(crate) fastpath: Option<String>,
     pub(crate) metrics: String,
     pub(crate) health: String,
+}
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(fastpath) = &self.fastpath {
+            write!(f, "{fastpath}, ")?;
+        }
+        write!(f, "{} (metrics), {} (health)", self.metrics, self.health)
+    }
 }
 
 /// The two processes of a keeper.
@@ -80,6 +94,11 @@ impl Node {
     /// Whether anything of it still runs.
     pub(crate) fn lives(&self) -> bool {
         self.controller.as_ref().is_some_and(Process::alive) || self.keepers.values().any(Keeper::alive)
+    }
+
+    /// Where the Fast-Path is served over TCP.
+    pub(crate) fn over_tcp(&self) -> Option<(&Tcp, &str)> {
+        self.tcp.as_ref().zip(self.addresses.fastpath.as_deref())
     }
 
     /// The address of an agent's sandboxes.

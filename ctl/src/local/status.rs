@@ -3,6 +3,7 @@
 use super::dirs::Dirs;
 use super::process::Process;
 use super::record::Node;
+use super::tcp::Auth;
 use super::{egress, lock, up};
 use crate::client;
 use crate::config::Settings;
@@ -22,6 +23,8 @@ struct Status {
     /// Why the controller's agents are not known.
     controller_error: Option<String>,
     sockets: Vec<Place>,
+    /// The Fast-Path over TCP.
+    tcp: Option<TcpView>,
     directories: Vec<Place>,
     egress: bool,
 }
@@ -38,6 +41,14 @@ struct Proc {
 struct Place {
     path: PathBuf,
     exists: bool,
+}
+
+#[derive(Serialize)]
+struct TcpView {
+    address: String,
+    auth: Auth,
+    /// `None` without authentication.
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -106,6 +117,9 @@ pub(crate) fn run(dirs: &Dirs, settings: &Settings, format: FormatArg) -> Result
             );
             rows.push((agent.name.clone(), text));
         }
+        if let Some(tcp) = &status.tcp {
+            rows.push(("tcp".into(), format!("{}, {}", tcp.address, tcp.auth.open_to(dirs))));
+        }
         rows.push(("egress".into(), if status.egress { "open" } else { "closed" }.into()));
         let shown = |place: &&Place| wide || !place.exists || place.path.extension().is_some();
         for place in status.sockets.iter().chain(&status.directories).filter(shown) {
@@ -145,6 +159,11 @@ fn look(dirs: &Dirs, settings: &Settings) -> Result<Status> {
         agents,
         controller_error,
         sockets,
+        tcp: node.as_ref().and_then(Node::over_tcp).map(|(tcp, address)| TcpView {
+            address: address.to_owned(),
+            auth: tcp.auth,
+            token_file: (tcp.auth == Auth::Tokens).then(|| dirs.tokens()),
+        }),
         directories: [&dirs.run, &dirs.state, &dirs.log].map(|path| place(path)).into(),
         egress: nix::unistd::geteuid().is_root() && egress::is_open(dirs),
     })

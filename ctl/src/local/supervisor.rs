@@ -89,13 +89,15 @@ fn make(flags: &Flags, dirs: &Dirs) -> Result<Node> {
         for (agent, octet) in agents.iter_mut().zip(octets) {
             agent.octet = octet;
         }
+        let tcp = flags.tcp.asked(dirs)?;
         let node = Node {
             agents,
             subnet: flags.subnet.to_string(),
             egress: !flags.no_egress,
             warm_images: flags.warm_image.clone(),
             controller_args: flags.controller_arg.clone(),
-            addresses: Addresses::choose(dirs)?,
+            addresses: Addresses::choose(dirs, tcp.as_ref())?,
+            tcp,
             cgroups: cgroups::own(),
             controller: None,
             keepers: BTreeMap::new(),
@@ -186,9 +188,10 @@ fn choose_again(shared: &Shared) {
     if shared.dirs.root.is_none() || shared.node.borrow().addresses.are_free() {
         return;
     }
-    match Addresses::choose(&shared.dirs) {
+    let tcp = shared.node.borrow().tcp.clone();
+    match Addresses::choose(&shared.dirs, tcp.as_ref()) {
         Ok(addresses) => {
-            log(&format!("the controller's ports are taken: it listens on {} from now on", addresses.fastpath));
+            log(&format!("a port of the controller is taken: from now on it listens on {addresses}"));
             shared.change(|node| node.addresses = addresses);
         }
         Err(failure) => log(&failure.to_string()),

@@ -8,7 +8,7 @@ use crate::client;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
 use crate::local::record::Node;
-use crate::{doctor, output};
+use crate::{doctor, output, tokens};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::{AgentSummary, ListAgentsRequest, ListAgentsResponse};
 use std::fs::File;
@@ -26,6 +26,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, settings: &Settings) -> Result<u8>
     super::need_root()?;
     // Said now and not in a log.
     flags.agents(dirs, 0)?;
+    flags.tcp.asked(dirs)?;
     for name in ["fsb-controller", "fsb-keeper", "fsb-agent", "fsb-spawner"] {
         program::ours(name)?;
     }
@@ -138,7 +139,8 @@ pub(crate) async fn ask(dirs: &Dirs, settings: &Settings) -> std::result::Result
     let ask = async {
         let channel = client::channel(&Endpoint::Unix(dirs.controller_socket())).await?;
         let mut request = client::request(ListAgentsRequest {}, ASK);
-        if let Some(token) = settings.token.as_ref().and_then(|token| format!("Bearer {token}").parse().ok()) {
+        let token = settings.token.clone().or_else(|| tokens::read(&dirs.tokens()));
+        if let Some(token) = token.and_then(|token| format!("Bearer {token}").parse().ok()) {
             request.metadata_mut().insert("authorization", token);
         }
         let answer = FastPathServiceClient::new(channel).list_agents(request).await;
@@ -174,7 +176,11 @@ fn welcome(dirs: &Dirs, node: &Node) {
         })
         .collect();
     println!("the local node is up:\n{}", agents.join("\n"));
-    println!("controller: unix:{} and {}", dirs.controller_socket().display(), node.addresses.fastpath);
+    println!("controller: unix:{}", dirs.controller_socket().display());
+    if let Some((tcp, address)) = node.over_tcp() {
+        println!("            {address}, {}", tcp.auth.open_to(dirs));
+        tcp.warning(address).iter().for_each(|warning| output::warning(warning));
+    }
     if dirs.root.is_some() {
         println!("use it:     export FSB_ENDPOINT=unix:{}", dirs.controller_socket().display());
     }
@@ -198,7 +204,8 @@ mod tests {
             egress: false,
             warm_images: vec![],
             controller_args: vec![],
-            addresses: Addresses { fastpath: text(), metrics: text(), health: text() },
+            tcp: None,
+            addresses: Addresses { fastpath: None, metrics: text(), health: text() },
             cgroups: vec![],
             controller: None,
             keepers: Default::default(),

@@ -1,0 +1,72 @@
+//! The token file of a local node whose Fast-Path is served over TCP. It lies beside the controller's socket and is read
+//! by those who may use that one: root, and the group `fsb` where the machine has it.
+
+use crate::error::{Context, Result};
+use nix::unistd::{Group, fchown};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Who may use the controller's socket.
+const GROUP: &str = "fsb";
+const HEADER: &str = "# Made by fsb-ctl local up --tcp, for as long as the node is up: TOKEN NAMESPACE[,NAMESPACE]…\n";
+
+/// The token file of the controller with this socket.
+pub(crate) fn beside(socket: &Path) -> PathBuf {
+    socket.with_file_name("tokens")
+}
+
+/// A token for every namespace out of this file; `None` if there is none, or it is not for our eyes.
+pub(crate) fn read(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .filter_map(|line| line.split_once(char::is_whitespace))
+        .find_map(|(token, namespaces)| (namespaces.trim() == "*").then(|| token.to_owned()))
+}
+
+/// Makes the file with a new token, unless it is there: what clients were given stays good when the controller is
+/// started again.
+pub(crate) fn ensure(file: &Path) -> Result<()> {
+    if file.exists() {
+        return Ok(());
+    }
+    let wrong = || format!("cannot make {}", file.display());
+    let next = file.with_extension("next");
+    let _ = std::fs::remove_file(&next);
+    // Nobody else's until it is whole.
+    let mut made = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&next).context(wrong)?;
+    let token = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+    made.write_all(format!("{HEADER}{token} *\n").as_bytes()).context(wrong)?;
+    if let Ok(Some(group)) = Group::from_name(GROUP) {
+        fchown(made.as_raw_fd(), None, Some(group.gid)).context(wrong)?;
+    }
+    made.set_permissions(std::fs::Permissions::from_mode(0o640)).context(wrong)?;
+    std::fs::rename(&next, file).context(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_made_once_and_for_root_and_its_group_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = beside(&directory.path().join("controller.sock"));
+        assert_eq!(read(&file), None);
+        ensure(&file).unwrap();
+        let token = read(&file).unwrap();
+        assert!(token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+        ensure(&file).unwrap();
+        assert_eq!(read(&file), Some(token), "the same as before");
+    }
+
+    #[test]
+    fn only_a_token_for_every_namespace_is_ours() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# a *\nred-token red\nroot-token \t*\n").unwrap();
+        assert_eq!(read(file.path()).as_deref(), Some("root-token"));
+    }
+}
