@@ -15,7 +15,8 @@ use tokio::time::Instant;
 /// How long such a sandbox may take to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Waits for controllers to go and to come back, until the agent stops. An agent that was never watched stops nothing.
+/// Waits for controllers to go and to come back, until the agent stops. An agent that no controller ever
+/// watched stops nothing.
 pub(crate) async fn run(agent: Arc<Agent>) {
     let mut watched = agent.hub.watched();
     loop {

@@ -115,8 +115,9 @@ impl AgentService for Service {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
         request.get_ref().check()?;
-        tracing::info!(watcher = request.into_inner().watcher, "watched");
-        Ok(Response::new(self.0.watch().boxed()))
+        let WatchRequest { watcher, controller } = request.into_inner();
+        tracing::info!(watcher, controller, "watched");
+        Ok(Response::new(self.0.watch(controller).boxed()))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Answer<Snapshot> {

@@ -10,17 +10,14 @@ use axum::http::{Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use fsb_proto::agent::agent_service_server::{AgentServiceServer, SERVICE_NAME};
-use fsb_rpc::{Listener, Pings};
+use fsb_rpc::{Bounds, Guest, Listener, Pings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use http_body::Body;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -33,12 +30,13 @@ use tracing::instrument::Instrumented;
 
 /// The longest gRPC message: a create at the kernel's limit for arguments and environment.
 const LONGEST_MESSAGE: usize = 4 << 20;
-/// Connections at a time; the next one waits in the listen queue.
-const CONNECTIONS: u32 = 1024;
+/// Connections of each listener at a time, where there are descriptors for so many. Each has its own: who may only knock
+/// must not keep out who may come in.
+const CONNECTIONS: Bounds = Bounds { strangers: 256, known: 1024 };
+/// How long a peer has for a first request that shows it may be here.
+const STRANGER_DEADLINE: Duration = Duration::from_secs(5);
 /// A peer that is gone without a word is noticed after these two: also what "no controller watches" rests on.
 const PINGS: Pings = Pings { every: Duration::from_secs(3), timeout: Duration::from_secs(4) };
-/// How long a client may take to send its request's head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where an agent listens.
 pub struct Listeners {
@@ -104,11 +102,12 @@ pub async fn serve(agent: Arc<Agent>, listeners: Listeners, stop: CancellationTo
         .max_encoding_message_size(usize::MAX);
     let pages = http::router(agent).fallback(nothing_here);
     let app = App { calls, pages, token: None };
-    let unix = accept(listeners.unix, app.clone(), stop.clone());
+    let [unix, tcp] = Bounds::fit([CONNECTIONS; 2], fsb_rpc::raise_open_files());
+    let unix = accept(listeners.unix, unix, app.clone(), stop.clone());
     match listeners.tcp {
         None => unix.await,
         Some((listener, token)) => {
-            tokio::join!(unix, accept(listener, App { token: Some(token), ..app }, stop));
+            tokio::join!(unix, accept(listener, tcp, App { token: Some(token), ..app }, stop));
         }
     }
 }
@@ -122,7 +121,14 @@ struct App {
     token: Option<Arc<str>>,
 }
 
-impl<B> tonic::codegen::Service<Request<B>> for App
+/// The same for one connection.
+#[derive(Clone)]
+struct Guarded {
+    app: App,
+    guest: Guest,
+}
+
+impl<B> tonic::codegen::Service<Request<B>> for Guarded
 where
     B: Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send> + Send + 'static,
 {
@@ -138,14 +144,18 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let span = fsb_telemetry::request_span(&request);
         let _within = span.enter();
-        let answer = if self.token.as_ref().is_some_and(|token| !has(&request, token)) {
+        let app = &mut self.app;
+        if app.token.as_ref().is_some_and(|token| !has(&request, token)) {
             let message = "a bearer token is needed; hint: Authorization: Bearer <token>";
             let refused = refuse(&request, StatusCode::UNAUTHORIZED, Status::unauthenticated(message));
-            std::future::ready(Ok(refused.map(tonic::body::Body::new))).boxed()
-        } else if request.uri().path().strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME)) {
-            self.calls.call(request)
+            let refused = std::future::ready(Ok(refused.map(tonic::body::Body::new))).boxed();
+            return refused.instrument(span.clone());
+        }
+        self.guest.admit();
+        let answer = if request.uri().path().strip_prefix('/').is_some_and(|path| path.starts_with(SERVICE_NAME)) {
+            app.calls.call(request)
         } else {
-            let page = self.pages.call(request.map(axum::body::Body::new));
+            let page = app.pages.call(request.map(axum::body::Body::new));
             page.map_ok(|page| page.map(tonic::body::Body::new)).boxed()
         };
         answer.instrument(span.clone())
@@ -154,8 +164,7 @@ where
 
 /// Whether the request shows the token.
 fn has<B>(request: &Request<B>, token: &str) -> bool {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    same(given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().as_bytes(), token.as_bytes())
+    fsb_rpc::bearer(request.headers()).is_some_and(|given| fsb_rpc::same_token(given, token))
 }
 
 /// For paths that are neither a call nor a page.
@@ -174,53 +183,25 @@ fn refuse<B>(request: &Request<B>, code: StatusCode, status: Status) -> axum::re
     (code, axum::Json(body)).into_response()
 }
 
-/// Compares in a time that does not tell how much of it is right.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
-}
-
-async fn accept(listener: impl Listener, app: App, stop: CancellationToken) {
-    // Each listener has its own bound: who may only knock must not keep out who may come in.
-    fsb_rpc::accept(listener, CONNECTIONS, stop.cancelled(), |stream| connection(stream, app.clone(), stop.clone()))
-        .await;
+async fn accept(listener: impl Listener, bounds: Bounds, app: App, stop: CancellationToken) {
+    let serve = |stream, guest| connection(stream, Guarded { app: app.clone(), guest }, stop.clone());
+    fsb_rpc::accept(listener, bounds, STRANGER_DEADLINE, stop.cancelled(), serve).await;
 }
 
 /// HTTP/2 is gRPC's, HTTP/1 that of people and scripts; the first bytes tell.
-async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, app: App, stop: CancellationToken) {
-    let stream = match tokio::time::timeout(HEADER_TIMEOUT, Opened::read(stream)).await {
-        Ok(Ok(stream)) => stream,
-        // Gone, or silent, before it said anything.
-        Ok(Err(_)) | Err(_) => return,
-    };
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    app: Guarded,
+    stop: CancellationToken,
+) {
+    // Gone before it said anything.
+    let Ok(stream) = Opened::read(stream).await else { return };
     let result: Result<(), tonic::codegen::StdError> = if stream.is_http2() {
         fsb_rpc::serve(stream, app, PINGS, stop.cancelled()).await.map_err(Into::into)
     } else {
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app)));
-        tokio::select! {
-            result = connection.as_mut() => result,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
-        .map_err(Into::into)
+        fsb_rpc::serve_http1(stream, app, stop.cancelled()).await.map_err(Into::into)
     };
     if let Err(error) = result {
         tracing::debug!(error, "a connection ended");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_are_the_same_only_if_every_byte_is() {
-        assert!(same(b"secret", b"secret"));
-        for other in [&b""[..], b"secre", b"secreT", b"secret "] {
-            assert!(!same(other, b"secret"));
-        }
     }
 }

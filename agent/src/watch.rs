@@ -19,9 +19,9 @@ const BEHIND: usize = 4096;
 /// Where changes are told.
 pub(crate) struct Hub {
     changes: broadcast::Sender<agent::Event>,
-    /// `None` = watched, or never watched; otherwise since when it is not.
+    /// `None` = watched by a controller, or never watched by one; otherwise since when it is not.
     unwatched: watch::Sender<Option<Instant>>,
-    watchers: std::sync::Mutex<usize>,
+    controllers: std::sync::Mutex<usize>,
 }
 
 impl Hub {
@@ -29,18 +29,18 @@ impl Hub {
         Self {
             changes: broadcast::Sender::new(BEHIND),
             unwatched: watch::Sender::new(None),
-            watchers: Default::default(),
+            controllers: Default::default(),
         }
     }
 
     /// Sandboxes were found that a controller before this agent's time had a policy for: it is missed from now on.
     pub(crate) fn missed(&self) {
-        if *lock(&self.watchers) == 0 {
+        if *lock(&self.controllers) == 0 {
             self.unwatched.send_replace(Some(Instant::now()));
         }
     }
 
-    /// Since when nobody watches, if somebody did before.
+    /// Since when no controller watches, if one did before.
     pub(crate) fn watched(&self) -> watch::Receiver<Option<Instant>> {
         self.unwatched.subscribe()
     }
@@ -56,24 +56,24 @@ impl Hub {
     }
 }
 
-/// Counts a watcher for as long as it lives.
-struct Watcher(Arc<Agent>);
+/// Counts a controller for as long as it watches.
+struct Controller(Arc<Agent>);
 
-impl Watcher {
+impl Controller {
     fn new(agent: Arc<Agent>) -> Self {
-        let mut watchers = lock(&agent.hub.watchers);
-        *watchers += 1;
+        let mut controllers = lock(&agent.hub.controllers);
+        *controllers += 1;
         agent.hub.unwatched.send_replace(None);
-        drop(watchers);
+        drop(controllers);
         Self(agent)
     }
 }
 
-impl Drop for Watcher {
+impl Drop for Controller {
     fn drop(&mut self) {
-        let mut watchers = lock(&self.0.hub.watchers);
-        *watchers -= 1;
-        if *watchers == 0 {
+        let mut controllers = lock(&self.0.hub.controllers);
+        *controllers -= 1;
+        if *controllers == 0 {
             self.0.hub.unwatched.send_replace(Some(Instant::now()));
         }
     }
@@ -137,10 +137,15 @@ impl Agent {
         agent::Event { event: Some(Kind::Heartbeat(agent::Heartbeat { time_ms: now_ms(), used_slots })) }
     }
 
-    /// A snapshot, then every change and heartbeats, until the agent stops or the stream is dropped.
-    pub fn watch(self: &Arc<Self>) -> impl Stream<Item = Result<agent::Event, Status>> + Send + use<> {
+    /// A snapshot, then every change and heartbeats, until the agent stops or the stream is dropped. While a controller
+    /// watches, AutoRecreate sandboxes are not stopped (`lost.rs`).
+    pub fn watch(
+        self: &Arc<Self>,
+        is_controller: bool,
+    ) -> impl Stream<Item = Result<agent::Event, Status>> + Send + use<> {
         struct Watching {
-            watcher: Watcher,
+            agent: Arc<Agent>,
+            _controller: Option<Controller>,
             changes: broadcast::Receiver<agent::Event>,
             heartbeat: Interval,
             snapshot_due: bool,
@@ -149,9 +154,15 @@ impl Agent {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Listens before the snapshot is taken, so that no change falls between the two.
         let changes = self.hub.changes.subscribe();
-        let watching = Watching { watcher: Watcher::new(self.clone()), changes, heartbeat, snapshot_due: true };
+        let watching = Watching {
+            agent: self.clone(),
+            _controller: is_controller.then(|| Controller::new(self.clone())),
+            changes,
+            heartbeat,
+            snapshot_due: true,
+        };
         stream::unfold(watching, |mut watching| async move {
-            let agent = watching.watcher.0.clone();
+            let agent = watching.agent.clone();
             if watching.snapshot_due {
                 watching.snapshot_due = false;
                 let snapshot = agent::Event { event: Some(Kind::Snapshot(agent.snapshot())) };

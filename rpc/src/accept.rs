@@ -1,13 +1,12 @@
 //! Taking connections in.
 
-use crate::Stream;
+use crate::guest::Hall;
+use crate::{Bounds, Guest, Stream};
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::Semaphore;
 
 /// Out of descriptors, as a rule: accepting at once again would only spin.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -39,30 +38,38 @@ impl Listener for TcpListener {
     }
 }
 
-/// Serves connections, each in a task of its own, until `stop` is done and the last one has ended. At most `most` at a
-/// time; the next one waits in the listen queue.
+/// Serves connections, each in a task of its own, until `stop` is done and the last one has ended.
+///
+/// Nobody waits at the door: each connection is taken in as a stranger, and where there are too many of them the one
+/// that came first is closed. So whoever shows at once that it may come in does come in, however many others are silent,
+/// slow, or wrong. A stranger that nobody has admitted after `patience` is closed too.
 pub async fn accept<L: Listener, F>(
     listener: L,
-    most: u32,
+    bounds: Bounds,
+    patience: Duration,
     stop: impl Future<Output = ()>,
-    serve: impl Fn(L::Stream) -> F,
+    serve: impl Fn(L::Stream, Guest) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let room = Arc::new(Semaphore::new(most as usize));
+    let hall = Hall::new(bounds);
     let mut stop = pin!(stop);
     loop {
-        let next = async { (room.clone().acquire_owned().await, listener.accept().await) };
-        let (permit, accepted) = tokio::select! {
-            next = next => next,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
         match accepted {
             Ok(stream) => {
-                let connection = serve(stream);
+                let (guest, shown_out) = hall.enter().await;
+                let connection = serve(stream, guest.clone());
                 tokio::spawn(async move {
-                    connection.await;
-                    drop(permit);
+                    tokio::select! {
+                        biased;
+                        () = connection => {}
+                        () = guest.overstayed(patience, shown_out) => {}
+                    }
+                    guest.leave();
                 });
             }
             Err(error) => {
@@ -72,6 +79,5 @@ pub async fn accept<L: Listener, F>(
         }
     }
     drop(listener);
-    // Nobody is left when all room is free again.
-    let _ = room.acquire_many(most).await;
+    hall.empty().await;
 }

@@ -3,7 +3,7 @@
 //!
 //! tonic's own transport takes a call through three tasks on the client's side and a router and layers on the
 //! server's, which makes up a third of the time that a call takes on a node where calls are rare and all that code is
-//! cold. What it has and is not here: TLS, balancing, HTTP/1.
+//! cold. What it has and is not here: TLS, balancing.
 //!
 //! When bytes are read from a unix socket, the kernel tells its other end that there is room again, and an event loop
 //! that asked for that (as tokio's own `UnixStream` always does) wakes up: its sender, who has nothing to write and
@@ -12,16 +12,24 @@
 
 mod accept;
 mod body;
+mod bounds;
 mod channel;
+mod guest;
 mod pings;
 mod serve;
+mod serve_http1;
 mod stream;
 mod timeout;
+mod token;
 
 pub use accept::{Listener, accept};
 pub use body::Incoming;
+pub use bounds::{Bounds, raise_open_files};
 pub use channel::{Address, Channel};
+pub use guest::Guest;
 pub use pings::Pings;
 pub use serve::serve;
+pub use serve_http1::serve_http1;
 pub use stream::Stream;
 pub use timeout::timeout_of;
+pub use token::{bearer, same_token};

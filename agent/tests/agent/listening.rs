@@ -187,3 +187,53 @@ async fn tcp_needs_the_token() {
     with_token.metadata_mut().insert("authorization", "Bearer secret".parse().unwrap());
     client.ping(with_token).await.unwrap();
 }
+
+/// A peer that has sent this and then no more, or a little more each second.
+async fn peer(port: u16, first: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(first).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_on_the_tcp_port_keep_no_controller_out() {
+    let served = served(Some("secret\n")).await;
+    let port = served.port.unwrap();
+    // The preface of HTTP/2 with empty settings, after which a client answers pings, or does not.
+    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+    let mut strangers = Vec::new();
+    for n in 0..1100 {
+        let first: &[u8] = match n % 4 {
+            0 => b"",
+            1 => preface,
+            2 => b"GET / HTTP/1.1\r\nhost: a",
+            _ => b"PRI",
+        };
+        strangers.push(peer(port, first).await);
+    }
+    // Some that speak HTTP/2 well, answer every ping, and have no token.
+    let address = format!("http://127.0.0.1:{port}");
+    let mut tokenless = Vec::new();
+    for _ in 0..20 {
+        let mut client = AgentServiceClient::connect(address.clone()).await.unwrap();
+        assert_eq!(client.ping(PingRequest {}).await.unwrap_err().code(), Code::Unauthenticated);
+        tokenless.push(client);
+    }
+    let mut fastest = std::time::Duration::MAX;
+    for _ in 0..3 {
+        let since = std::time::Instant::now();
+        let mut client = AgentServiceClient::connect(address.clone()).await.unwrap();
+        let mut request = Request::new(PingRequest {});
+        request.metadata_mut().insert("authorization", "Bearer secret".parse().unwrap());
+        client.ping(request).await.unwrap();
+        fastest = fastest.min(since.elapsed());
+        if fastest <= std::time::Duration::from_secs(1) {
+            break;
+        }
+    }
+    assert!(fastest <= std::time::Duration::from_secs(1), "a controller came in after {fastest:?}");
+    // Those that never showed a token do not stay.
+    let mut last = strangers.pop().unwrap();
+    let end = tokio::time::timeout(std::time::Duration::from_secs(10), last.read(&mut [0; 256])).await;
+    assert!(end.is_ok(), "a silent stranger is still connected after ten seconds");
+}

@@ -71,7 +71,7 @@ async fn an_execve_that_fails_says_why_and_leaves_nothing_behind() {
 async fn an_unknown_image_is_refused_and_a_pull_is_visible_while_it_lasts() {
     use futures_util::StreamExt;
     let node = Node::new(&[]).await;
-    let mut events = Box::pin(node.agent.watch());
+    let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
     let absent = fsb_proto::agent::CreateRequest { image: "127.0.0.1:1/absent".into(), ..request("x") };
     let error = node.agent.start(absent.clone()).await.unwrap_err();

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
     let node = Node::new(&[("FSB_MAKE", "cast")]).await;
     let first = node.agent.start(request("run")).await.unwrap().instance_id;
-    let mut events = Box::pin(node.agent.watch());
+    let mut events = Box::pin(node.agent.watch(true));
     let Some(Event::Snapshot(snapshot)) = events.next().await.unwrap().unwrap().event else { panic!("no snapshot") };
     assert_eq!(snapshot.instances[0].instance_id, first);
     assert_eq!((snapshot.used_slots, snapshot.agent.unwrap().uid.as_str()), (1, "keeper-1"));
@@ -38,7 +38,7 @@ async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changes_right_after_a_start_is_told_once() {
     let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
-    let mut events = Box::pin(node.agent.watch());
+    let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
     let calls = (0..100).map(|_| async {
         let id = node.agent.start(request("run")).await.unwrap().instance_id;
@@ -69,7 +69,7 @@ async fn what_changes_right_after_a_start_is_told_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_that_is_too_slow_gets_a_new_snapshot() {
     let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
-    let mut events = Box::pin(node.agent.watch());
+    let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
     // Each is at least three changes: running, ended, removed.
     for _ in 0..60 {
@@ -101,8 +101,11 @@ async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_
     // Nobody ever watched: nobody is missed.
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     assert_eq!(node.phase(&auto), Some(InstancePhase::Running));
-    let mut events = Box::pin(node.agent.watch());
+    let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
+    // Somebody who only looks on does not stand in for a controller.
+    let mut onlooker = Box::pin(node.agent.watch(false));
+    onlooker.next().await.unwrap().unwrap();
     drop(events);
     eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
     eventually("it is killed", || node.phase(&stubborn) == Some(InstancePhase::Ended)).await;
@@ -124,7 +127,7 @@ async fn a_controller_that_does_not_come_back_after_a_restart_is_missed_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn images_that_another_agent_of_the_node_brings_are_told() {
     let node = Node::new(&[("FSB_MAKE", "cast")]).await;
-    let mut events = Box::pin(node.agent.watch());
+    let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
     import_as(&node, "other").await;
     loop {

@@ -10,3 +10,4 @@ mod isolation;
 mod journey;
 mod node;
 mod placement;
+mod strangers;

@@ -130,7 +130,7 @@ impl Client {
 
     /// Opens the stream of reports.
     pub async fn watch(&self, watcher: String) -> Result<Streaming<agent::Event>, Status> {
-        let request = self.request(agent::WatchRequest { watcher });
+        let request = self.request(agent::WatchRequest { watcher, controller: true });
         within(self.deadline, self.inner.clone().watch(request)).await
     }
 

@@ -90,24 +90,17 @@ impl Tokens {
     }
 
     fn scope(&self, headers: &HeaderMap) -> Result<&Scope, Status> {
-        let given = headers
-            .get("authorization")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")))
+        let given = fsb_rpc::bearer(headers)
             .ok_or_else(|| Status::unauthenticated("a token is needed; hint: fsb-ctl --token TOKEN"))?;
         // All are compared, each to its end, so that the time says nothing about them.
         let mut found = None;
         for (token, scope) in &self.tokens {
-            if equal(token.as_bytes(), given.trim().as_bytes()) {
+            if fsb_rpc::same_token(token, given) {
                 found = Some(scope);
             }
         }
         found.ok_or_else(|| Status::unauthenticated("this token is not known"))
     }
-}
-
-fn equal(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
 #[cfg(test)]

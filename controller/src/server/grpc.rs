@@ -1,7 +1,7 @@
 //! Fast-Path over the connections that come in.
 
 use crate::fast_path::Tokens;
-use fsb_rpc::{Incoming, Listener, Pings};
+use fsb_rpc::{Bounds, Guest, Incoming, Listener, Pings};
 use futures_util::future::{Either, Ready, ready};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -14,22 +14,18 @@ use tracing::instrument::Instrumented;
 
 /// A connection whose peer does not answer for so long is closed.
 const KEEP_ALIVE: Pings = Pings { every: Duration::from_secs(20), timeout: Duration::from_secs(20) };
-/// Connections of a listener at a time; the next ones wait.
-const CONNECTIONS: u32 = 4096;
+/// Connections of a listener at a time, where there are descriptors for so many.
+pub const CONNECTIONS: Bounds = Bounds { strangers: 512, known: 4096 };
+/// How long a peer has for a first request that shows it may be here.
+const STRANGER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A service whose requests are spans, of their callers' traces. What comes without a token that is known is refused
-/// before its body is read.
+/// The service of one connection, whose requests are spans, of their callers' traces. What comes without a token that is
+/// known is refused before its body is read.
 #[derive(Clone)]
-pub struct Guarded<S> {
+struct Guarded<S> {
     service: S,
     tokens: Option<Arc<Tokens>>,
-}
-
-impl<S> Guarded<S> {
-    /// With tokens, every request needs one.
-    pub fn new(service: S, tokens: Option<Arc<Tokens>>) -> Self {
-        Self { service, tokens }
-    }
+    guest: Guest,
 }
 
 impl<S> Service<http::Request<Incoming>> for Guarded<S>
@@ -48,14 +44,15 @@ where
         if let Some(Err(refused)) = self.tokens.as_ref().map(|tokens| tokens.knows(request.headers())) {
             return Either::Left(ready(Ok(refused.into_http())));
         }
+        self.guest.admit();
         let span = fsb_telemetry::request_span(&request);
         let _within = span.enter();
         Either::Right(self.service.call(request).instrument(span.clone()))
     }
 }
 
-/// Serves until `stop` is cancelled and the last call has ended.
-pub async fn serve<L, S>(listener: L, service: S, stop: CancellationToken)
+/// Serves until `stop` is cancelled and the last call has ended. With tokens, every request needs one.
+pub async fn serve<L, S>(listener: L, bounds: Bounds, service: S, tokens: Option<Arc<Tokens>>, stop: CancellationToken)
 where
     L: Listener,
     S: Service<http::Request<Incoming>, Response = http::Response<tonic::body::Body>, Error = Infallible>
@@ -64,13 +61,14 @@ where
         + 'static,
     S::Future: Send,
 {
-    let connection = |stream| {
-        let (service, stopped) = (service.clone(), stop.clone().cancelled_owned());
+    let connection = |stream, guest| {
+        let service = Guarded { service: service.clone(), tokens: tokens.clone(), guest };
+        let stopped = stop.clone().cancelled_owned();
         async move {
             if let Err(error) = fsb_rpc::serve(stream, service, KEEP_ALIVE, stopped).await {
                 tracing::debug!(%error, "a connection ended");
             }
         }
     };
-    fsb_rpc::accept(listener, CONNECTIONS, stop.cancelled(), connection).await;
+    fsb_rpc::accept(listener, bounds, STRANGER_DEADLINE, stop.cancelled(), connection).await;
 }

@@ -8,11 +8,32 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use fsb_rpc::{Bounds, Listener};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+
+/// Connections of a listener at a time, where there are descriptors for so many. Nobody shows anything here: all are
+/// strangers, and the oldest one makes room for the next.
+pub const CONNECTIONS: Bounds = Bounds { strangers: 128, known: 0 };
+/// The longest that a connection lasts: longer than a profile takes.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(75);
+
+/// Serves pages until `stop` is cancelled and the last request is answered.
+pub async fn serve(listener: impl Listener, bounds: Bounds, pages: Router, stop: CancellationToken) {
+    let connection = |stream, _| {
+        let (pages, stopped) = (pages.clone(), stop.clone().cancelled_owned());
+        async move {
+            if let Err(error) = fsb_rpc::serve_http1(stream, pages, stopped).await {
+                tracing::debug!(%error, "a connection ended");
+            }
+        }
+    };
+    fsb_rpc::accept(listener, bounds, CONNECTION_DEADLINE, stop.cancelled(), connection).await;
+}
 
 /// `/metrics`, in the text format of OpenMetrics.
 pub fn metrics(core: Arc<Core>) -> Router {

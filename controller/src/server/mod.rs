@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::fast_path::{FastPath, Tokens};
 use crate::reconcile;
 use fsb_proto::fastpath::fast_path_service_server::FastPathServiceServer;
+use fsb_rpc::{Bounds, raise_open_files};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,25 +95,26 @@ impl Controller {
         let service = FastPathServiceServer::new(FastPath::new(core.clone(), tokens.clone()))
             .max_decoding_message_size(MAX_REQUEST)
             .max_encoding_message_size(usize::MAX);
-        let fast_path = grpc::Guarded::new(service.clone(), tokens.clone());
         let debug = http::profiling(core.clone(), tokens.clone());
+        let bounds = [grpc::CONNECTIONS, grpc::CONNECTIONS, http::CONNECTIONS, http::CONNECTIONS, http::CONNECTIONS];
+        let [on_tcp, on_unix, of_metrics, of_health, of_profiling] = Bounds::fit(bounds, raise_open_files());
         if let Some(listener) = tcp {
-            tasks.spawn(grpc::serve(listener, fast_path, core.stop.clone()));
+            tasks.spawn(grpc::serve(listener, on_tcp, service.clone(), tokens.clone(), core.stop.clone()));
         }
         let mut socket = None;
         if let Some((listener, at)) = unix {
             socket = Some(at);
-            let with_debug = debug::Beside::new(service, config.profiling.then(|| debug.clone()));
-            tasks.spawn(grpc::serve(listener, grpc::Guarded::new(with_debug, tokens), core.stop.clone()));
+            let service = debug::Beside::new(service, config.profiling.then(|| debug.clone()));
+            tasks.spawn(grpc::serve(listener, on_unix, service, tokens, core.stop.clone()));
         }
-        let plain = [(metrics, http::metrics(core.clone())), (health, http::health(core.clone())), (profiling, debug)];
-        for (listener, router) in plain {
+        let plain = [
+            (metrics, of_metrics, http::metrics(core.clone())),
+            (health, of_health, http::health(core.clone())),
+            (profiling, of_profiling, debug),
+        ];
+        for (listener, bounds, pages) in plain {
             let Some(listener) = listener else { continue };
-            let stop = core.stop.clone();
-            tasks.spawn(async move {
-                let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
-                report_end("http", served.await);
-            });
+            tasks.spawn(http::serve(listener, bounds, pages, core.stop.clone()));
         }
         Ok(Self { core, tasks, addresses, _socket: socket })
     }
@@ -163,12 +165,6 @@ async fn fast_path_over_tcp(config: &Config, tokens: bool) -> Result<Option<TcpL
             and logs, and delete them");
     }
     Ok(listener)
-}
-
-fn report_end(what: &str, result: Result<(), impl std::fmt::Display>) {
-    if let Err(error) = result {
-        tracing::error!(what, %error, "a server ended");
-    }
 }
 
 fn targets(config: &Config) -> Result<Vec<Target>, Error> {
