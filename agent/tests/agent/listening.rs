@@ -147,7 +147,7 @@ async fn a_call_beyond_its_bounds_is_refused_over_either_interface_and_leaves_no
         client.clone().update(UpdateRequest { claim: claim(), ..Default::default() }).await.err(),
         client.clone().forget(ForgetRequest { instance_ids: ids.clone() }).await.err(),
         client.clone().remove_logs(RemoveLogsRequest { instance_ids: ids }).await.err(),
-        client.clone().watch(WatchRequest { watcher: long.clone() }).await.err(),
+        client.clone().watch(WatchRequest { watcher: long.clone(), controller: false }).await.err(),
         client.clone().set_warm_images(SetWarmImagesRequest { images: vec![String::new(); 257] }).await.err(),
         client.clone().pull_image(PullImageRequest { reference: long.clone(), policy: 0 }).await.err(),
         client.clone().remove_image(RemoveImageRequest { reference: long.clone() }).await.err(),
