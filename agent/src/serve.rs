@@ -9,14 +9,13 @@ use axum::Router;
 use axum::http::{Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use fsb_files::Access;
 use fsb_proto::agent::agent_service_server::{AgentServiceServer, SERVICE_NAME};
 use fsb_rpc::{Bounds, Guest, Listener, Pings};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryFutureExt};
 use http_body::Body;
 use std::convert::Infallible;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -45,7 +44,7 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds the unix socket (mode 0660; one that a dead agent left is replaced), and the TCP port if there is a
+    /// Binds the unix socket (mode 0600; one that a dead agent left is replaced), and the TCP port if there is a
     /// token file. Without one there is no TCP.
     pub async fn bind(socket: &Path, port: u16, token_file: Option<&Path>) -> anyhow::Result<Self> {
         let unix = bind_unix(socket).with_context(|| format!("listen on {}", socket.display()))?;
@@ -80,19 +79,12 @@ impl Listeners {
 }
 
 fn bind_unix(socket: &Path) -> std::io::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        std::fs::create_dir_all(dir)?;
+    if let Some(dir) = socket.parent().filter(|dir| !dir.is_dir()) {
+        fsb_files::create_dir(dir, Access::Owner)?;
     }
-    // Under another name first, so that nobody finds it with the wrong mode, or nobody behind it.
-    let fresh = socket.with_extension("new");
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, Permissions::from_mode(0o660))?;
-    std::fs::rename(&fresh, socket)?;
-    Ok(listener)
+    let listener = fsb_files::listen(socket, Access::Owner)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Serves until `stop` is cancelled; then connections may finish what they are at.

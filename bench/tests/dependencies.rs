@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Crate → the crates of this workspace that it may depend on.
-const MAY: [(&str, &[&str]); 12] = [
+const MAY: [(&str, &[&str]); 13] = [
     ("fsb-proto", &[]),
+    ("fsb-files", &[]),
     ("fsb-park", &[]),
     ("fsb-telemetry", &[]),
     ("fsb-rpc", &[]),
     ("fsb-host", &["fsb-park"]),
-    ("fsb-image", &["fsb-proto", "fsb-host"]),
-    ("fsb-spawner", &["fsb-host"]),
-    ("fsb-keeper", &["fsb-host"]),
+    ("fsb-image", &["fsb-proto", "fsb-files", "fsb-host"]),
+    ("fsb-spawner", &["fsb-files", "fsb-host"]),
+    ("fsb-keeper", &["fsb-files", "fsb-host"]),
     // The parked program for its tests only, which play one.
-    ("fsb-agent", &["fsb-proto", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry", "fsb-rpc"]),
-    ("fsb-controller", &["fsb-proto", "fsb-telemetry", "fsb-rpc"]),
-    ("fsb-ctl", &["fsb-proto", "fsb-rpc"]),
+    ("fsb-agent", &["fsb-proto", "fsb-files", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry", "fsb-rpc"]),
+    ("fsb-controller", &["fsb-proto", "fsb-files", "fsb-telemetry", "fsb-rpc"]),
+    ("fsb-ctl", &["fsb-proto", "fsb-files", "fsb-rpc"]),
     ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller", "fsb-rpc"]),
 ];
 
@@ -105,6 +106,44 @@ fn sources(dir: &std::path::Path, text: &mut String) {
             Some(_) => {}
         }
     }
+}
+
+/// Who makes directories that are not the node's own: those that containers see, cgroups, and mount points in a private
+/// view.
+const MAKES_DIRECTORIES: [&str; 6] = [
+    "files/src/lib.rs",
+    "agent/host/src/cgroup.rs",
+    "agent/host/src/mount.rs",
+    "agent/image/src/layer.rs",
+    "agent/spawner/src/layer.rs",
+    "agent/spawner/src/view.rs",
+];
+
+/// Sources of the programs that make a directory by themselves.
+fn makers(root: &std::path::Path, dir: &std::path::Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if path.is_dir() && !["target", ".git", "bench", "tests"].contains(&name) {
+            makers(root, &path, found);
+        } else if name.ends_with(".rs") && !path.ends_with("tests.rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            if ["fs::create_dir", "DirBuilder", "mkdir("].iter().any(|call| code.contains(call)) {
+                found.push(path.strip_prefix(root).unwrap().display().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_directories_of_a_node_are_made_by_one_function() {
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut found = Vec::new();
+    makers(root, root, &mut found);
+    // The parked program makes those of a container, and has no library.
+    found.retain(|path| !MAKES_DIRECTORIES.contains(&path.as_str()) && !path.starts_with("agent/park/"));
+    assert!(found.is_empty(), "use fsb-files' create_dir in {found:?}");
 }
 
 #[test]

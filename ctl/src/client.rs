@@ -66,7 +66,11 @@ pub(crate) async fn connect(settings: &Settings) -> Result<FastPath> {
 
 fn unreachable(settings: &Settings, why: &str) -> Failure {
     let root = settings.root.as_ref().map(|root| format!(" --root {}", root.display())).unwrap_or_default();
-    Failure::new(format!("cannot reach the controller at {}: {why}", settings.endpoint)).hint(format!(
+    let failure = Failure::new(format!("cannot reach the controller at {}: {why}", settings.endpoint));
+    if matches!(settings.endpoint, Endpoint::Unix(_)) && why.starts_with("Permission denied") {
+        return failure.hint("run fsb-ctl with sudo, or be in the group fsb");
+    }
+    failure.hint(format!(
         "`fsb-ctl local up{root}` starts a node on this machine, --endpoint or FSB_ENDPOINT names another controller"
     ))
 }
@@ -171,6 +175,14 @@ mod tests {
         let told = failure(&settings(), &Status::unknown("x is y; hint: do z (while looking for it)"));
         assert_eq!((told.what.as_str(), told.hint.as_deref()), ("x is y", Some("do z")));
         assert_eq!(image_failure(&settings(), &Status::not_found("x")).hint.as_deref(), Some("fsb-ctl image ls"));
+    }
+
+    #[test]
+    fn who_may_not_use_the_nodes_socket_is_told_who_may() {
+        let local = Settings { endpoint: Endpoint::Unix("/x".into()), ..settings() };
+        let denied = std::io::Error::from_raw_os_error(nix::libc::EACCES).to_string();
+        assert!(unreachable(&local, &denied).hint.unwrap().contains("group fsb"));
+        assert!(unreachable(&settings(), &denied).hint.unwrap().contains("local up"));
     }
 
     #[test]

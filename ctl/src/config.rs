@@ -123,7 +123,9 @@ pub(crate) fn load(flags: &Global) -> Result<Settings> {
             files
         }
     };
-    resolve(flags, &env, &files, Path::new(DEFAULT_RUN_DIR).join("controller.sock").exists())
+    // Who may not even look is told so, and not that another address does not answer.
+    let socket = Path::new(DEFAULT_RUN_DIR).join("controller.sock").try_exists().unwrap_or(true);
+    resolve(flags, &env, &files, socket)
 }
 
 /// Puts the settings together; `files` with the strongest first.

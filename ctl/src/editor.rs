@@ -4,6 +4,7 @@ use crate::config::Settings;
 use crate::error::{Context, Failure, Result};
 use crate::spec_file;
 use crate::template::template;
+use fsb_files::Access;
 use fsb_proto::fastpath::CreateRequest;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -64,8 +65,9 @@ fn open(editor: &str, text: &str) -> Result<String> {
     std::fs::read_to_string(file.path()).context(|| format!("cannot read {}", file.path().display()))
 }
 
+/// Environments have secrets in them: it is for the user alone.
 fn remember(path: &Path, text: &str) -> Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(parent).context(|| format!("cannot make {}", parent.display()))?;
-    std::fs::write(path, text).context(|| format!("cannot write {}", path.display()))
+    fsb_files::create_dir(parent, Access::Owner).context(|| format!("cannot make {}", parent.display()))?;
+    fsb_files::write(path, text, Access::Owner).context(|| format!("cannot write {}", path.display()))
 }

@@ -7,6 +7,7 @@ use crate::lock::{Mode, lock};
 use crate::store::Store;
 use crate::stream::{Hashing, Limited, decompress, drain};
 use crate::unpack::{Quota, unpack, unreadable_stream};
+use fsb_files::Access;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -109,7 +110,8 @@ impl Store {
         if let Some(wanted) = expected.diff_id.as_ref().filter(|wanted| **wanted != diff_id) {
             return Err(Error::corrupt(what, format!("unpacked, its digest is {diff_id}, not {wanted}")));
         }
-        fs::write(staging.join("size"), size_bytes.to_string()).at("write", staging.join("size"))?;
+        fsb_files::write(&staging.join("size"), size_bytes.to_string(), Access::Owner)
+            .at("write", staging.join("size"))?;
         Ok(Layer { diff_id, size_bytes, archive_bytes })
     }
 

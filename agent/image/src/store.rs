@@ -20,10 +20,10 @@ use crate::pin::Pins;
 use crate::pull::{Progress, Pulls};
 use crate::unpack::Quota;
 use crate::user::Users;
+use fsb_files::Access;
 use fsb_host::wire::User;
 use fsb_proto::domain::PullPolicy;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -72,9 +72,9 @@ impl Store {
 
     /// Opens it with other limits.
     pub fn open_with(directory: PathBuf, options: Options) -> Result<Self> {
-        for part in ["layers", "tmp", "trash", "locks", "pins", "parts"] {
+        for part in ["", "layers", "tmp", "trash", "locks", "pins", "parts"] {
             let part = directory.join(part);
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&part).at("make", &part)?;
+            fsb_files::create_dir(&part, Access::Owner).at("make", &part)?;
         }
         let directory = fs::canonicalize(&directory).at("look at", &directory)?;
         let inner = Inner {

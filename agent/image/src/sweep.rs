@@ -5,6 +5,7 @@ use crate::error::{At, Error, Result};
 use crate::layer::Layer;
 use crate::lock::{Lock, Mode, lock, try_exclusive};
 use crate::store::{Store, blocking};
+use fsb_files::Access;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
@@ -66,7 +67,7 @@ impl Store {
         for layer in layers {
             let path = self.kept_layer(layer);
             // At worst they are downloaded again.
-            if let Err(error) = fs::write(&path, "") {
+            if let Err(error) = fsb_files::write(&path, "", Access::Owner) {
                 tracing::debug!(path = %path.display(), %error, "a layer is not kept");
             }
         }

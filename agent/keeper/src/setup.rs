@@ -3,11 +3,11 @@
 use crate::settings::Settings;
 use crate::sweep;
 use anyhow::Context;
+use fsb_files::Access;
 use fsb_host::cgroup::Tree;
 use fsb_host::paths::Paths;
 use fsb_host::process;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
 use std::path::Path;
 use tracing::{debug, warn};
 
@@ -28,10 +28,9 @@ pub(crate) fn prepare(settings: &Settings) -> anyhow::Result<Ground> {
         nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     }
     let paths = Paths::from_env();
-    for dir in [paths.run(), paths.records(), paths.runtime_state(), paths.layers()] {
-        create_dir(&dir, 0o700)?;
+    for dir in [&paths.run(), &paths.records(), &paths.runtime_state(), &paths.layers(), paths.logs()] {
+        fsb_files::create_dir(dir, Access::Owner).with_context(|| format!("create {}", dir.display()))?;
     }
-    create_dir(paths.logs(), 0o750)?;
     if let Err(error) = fsb_host::spread::apart(&paths.layers()) {
         debug!(%error, "this file system puts layers where it likes");
     }
@@ -42,20 +41,9 @@ pub(crate) fn prepare(settings: &Settings) -> anyhow::Result<Ground> {
     Ok(Ground { paths, tree, lock })
 }
 
-/// Makes `dir` for us alone; what is missing above it is made for everybody to pass through, as mkdir does.
-fn create_dir(dir: &Path, mode: u32) -> anyhow::Result<()> {
-    let make = || {
-        if let Some(parent) = dir.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        DirBuilder::new().recursive(true).mode(mode).create(dir)
-    };
-    make().with_context(|| format!("create {}", dir.display()))
-}
-
 fn lock(path: &Path) -> anyhow::Result<File> {
-    let open = || OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = open().with_context(|| format!("open {}", path.display()))?;
+    let opened = fsb_files::open(path, File::options().create(true).truncate(false).write(true));
+    let file = opened.with_context(|| format!("open {}", path.display()))?;
     file.try_lock().with_context(|| {
         format!("{} is locked: another keeper serves this agent; hint: give this one another POD_NAME", path.display())
     })?;

@@ -1,5 +1,6 @@
 //! Record files: one per bound instance, for whoever must know it when no daemon of this agent lives.
 
+use fsb_files::Access;
 use fsb_host::wire::Record;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ impl Store {
         let write = || {
             let path = self.path(&record.made.id);
             let new = path.with_extension("tmp");
-            std::fs::write(&new, serde_json::to_vec(record)?)?;
+            fsb_files::write(&new, serde_json::to_vec(record)?, Access::Owner)?;
             std::fs::rename(&new, &path)
         };
         if let Err(error) = write() {

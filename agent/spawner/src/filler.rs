@@ -5,6 +5,7 @@ use crate::moulds::{Key, Moulds};
 use crate::runtime::{self, Pipes};
 use crate::spec;
 use anyhow::{Context, Result, bail};
+use fsb_files::Access;
 use fsb_host::cgroup::{self, Limits, Tree, Version};
 use fsb_host::openat::openat2;
 use fsb_host::park::{self, Mode, Plan};
@@ -125,7 +126,7 @@ impl Containers {
 
     fn by_libcontainer(&mut self, make: &Make, container: &mut Container) -> Result<(i32, OwnedFd)> {
         let merged = self.paths.runtime_state().join(format!("{}.root", make.id));
-        std::fs::create_dir(&merged)?;
+        fsb_files::create_dir(&merged, Access::Owner)?;
         mount::attach(container.root.as_fd(), &merged)?;
         let capabilities = profile::capabilities(make.recipe.profile, self.tree.polices_devices());
         let spec = spec::container(&spec::Container {

@@ -12,6 +12,7 @@ mod spec;
 mod view;
 
 use anyhow::{Context, Result};
+use fsb_files::Access;
 use fsb_host::wire::FromSpawner;
 use fsb_host::{cgroup::Tree, memfd, paths::Paths, seccomp};
 use std::os::fd::AsFd;
@@ -41,7 +42,7 @@ fn main() -> Result<()> {
     if let Some(netns) = std::env::var_os("AGENT_NETNS").filter(|path| !path.is_empty()) {
         view::enter_netns(Path::new(&netns))?;
     }
-    std::fs::create_dir_all(paths.runtime_state())?;
+    fsb_files::create_dir(&paths.runtime_state(), Access::Owner)?;
     let scratch = paths.runtime_state().join("view");
     let seen = view::enter(&tree, &scratch).context("a private view of the mounts")?;
     let program = memfd::sealed(c"fsb-park", &[PARK], true).context("the parked program")?;

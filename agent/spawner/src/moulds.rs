@@ -3,6 +3,7 @@
 use crate::runtime::{self, Parked};
 use crate::spec;
 use anyhow::Result;
+use fsb_files::Access;
 use fsb_host::cgroup::Tree;
 use fsb_host::park::Mode;
 use fsb_host::wire::{Profile, Recipe, Runtime, User};
@@ -71,7 +72,7 @@ impl Moulds {
         self.made += 1;
         let id = format!("mould-{}-{}", std::process::id(), self.made);
         let root = self.state.join(&id).with_extension("root");
-        std::fs::create_dir(&root)?;
+        fsb_files::create_dir(&root, Access::Owner)?;
         mount::attach(mount::tmpfs(1 << 20)?.as_fd(), &root)?;
         let capabilities = profile::capabilities(key.profile, self.seen.polices_devices());
         let spec = spec::mould(&root, "/daemons", &capabilities);

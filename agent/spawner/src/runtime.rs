@@ -1,6 +1,7 @@
 //! The one call to libcontainer: a container, or a mould, whose first process has become the parked program.
 
 use anyhow::{Context, Result};
+use fsb_files::Access;
 use fsb_host::park::{Plan, become_parked, ready};
 use fsb_host::{pidfd, socket};
 use libcontainer::container::builder::ContainerBuilder;
@@ -81,8 +82,8 @@ fn build(
     state: &Path,
     bundle: &Path,
 ) -> Result<Parked> {
-    std::fs::create_dir(bundle).with_context(|| bundle.display().to_string())?;
-    std::fs::write(bundle.join("config.json"), spec.to_string())?;
+    fsb_files::create_dir(bundle, Access::Owner).with_context(|| bundle.display().to_string())?;
+    fsb_files::write(&bundle.join("config.json"), spec.to_string(), Access::Owner)?;
     let (ctl, inner) = socket::pair()?;
     let null = || std::fs::File::options().read(true).write(true).open("/dev/null");
     let (stdout, stderr, started) = match pipes {

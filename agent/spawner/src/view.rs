@@ -4,6 +4,7 @@
 //! v1 cgroups per controller no one path is right, so this puts the agent's own cgroups where the hierarchies were:
 //! `/sandboxes/<id>` is then right for all of them, and libcontainer deals with these controllers instead of all.
 
+use fsb_files::Access;
 use fsb_host::cgroup::{Tree, Version};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -32,7 +33,7 @@ pub fn enter(tree: &Tree, scratch: &Path) -> io::Result<Tree> {
             .map(|(controller, dir)| (controller.to_owned(), dir.to_owned()))
             .collect();
     // The originals disappear below the new mount, so they are brought aside first.
-    std::fs::create_dir_all(scratch)?;
+    fsb_files::create_dir(scratch, Access::Owner)?;
     mount(Some("tmpfs"), scratch, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
     for (controller, dir) in &binds {
         let aside = scratch.join(format!("c-{controller}"));

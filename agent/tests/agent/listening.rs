@@ -63,7 +63,7 @@ async fn exchange(
 async fn grpc_and_json_are_served_on_one_socket() {
     let served = served(None).await;
     let mode = std::fs::metadata(&served.node.config.socket).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(mode & 0o777, 0o600);
     assert_eq!(served.port, None, "no TCP without a token");
     let address = format!("unix:{}", served.node.config.socket.display());
     let mut client = AgentServiceClient::connect(address).await.unwrap();

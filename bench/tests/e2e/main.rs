@@ -4,10 +4,13 @@
 mod access;
 mod bad_input;
 mod crashes;
+mod doors;
 mod ends;
 mod go_era;
 mod isolation;
 mod journey;
 mod node;
 mod placement;
+mod private;
+mod stranger;
 mod strangers;

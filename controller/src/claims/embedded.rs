@@ -8,8 +8,11 @@ use super::burials::{Burials, TOMBSTONES};
 use super::{Claim, ClaimStore, Key, Loaded, WriteError};
 use crate::clock;
 use crate::error::Error;
+use fsb_files::Access;
 use futures_util::future::BoxFuture;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -26,6 +29,8 @@ const UNREADABLE: TableDefinition<'_, &str, (&str, &[u8])> = TableDefinition::ne
 const MAX_ROW_BYTES: usize = 32 << 20;
 /// Failed commits of one batch after which its parts are not tried any more: enough to find two claims among all.
 const MAX_FAILURES: u32 = 24;
+/// Begins the extension of a store that was moved aside.
+const DAMAGED: &str = "damaged-";
 /// Writes that may wait for the writer thread.
 const QUEUE: usize = 4096;
 /// The most that one commit takes.
@@ -70,13 +75,18 @@ impl Embedded {
     pub fn open(path: &Path) -> Result<(Self, Recovery), Error> {
         let io = |source| Error::StoreFile { path: path.to_owned(), source };
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            std::fs::create_dir_all(parent).map_err(io)?;
+            if !parent.is_dir() {
+                fsb_files::create_dir(parent, Access::Owner).map_err(io)?;
+            }
+            if let Err(error) = close_damaged(parent, path) {
+                tracing::warn!(dir = %parent.display(), %error, "damaged stores of before may be readable to others");
+            }
         }
         let (open, loaded, recovery) = match open_and_read(path) {
             Ok((open, loaded)) => (open, loaded, Recovery::Clean),
             Err(OpenError::Fatal(error)) => return Err(error),
             Err(OpenError::Damaged(why)) => {
-                let aside = path.with_extension(format!("damaged-{}", clock::now_ms()));
+                let aside = path.with_extension(format!("{DAMAGED}{}", clock::now_ms()));
                 std::fs::rename(path, &aside).map_err(io)?;
                 tracing::error!(path = %path.display(), aside = %aside.display(), why,
                     "the claim store is damaged and was moved aside; claims of running sandboxes come back from their agents");
@@ -139,6 +149,18 @@ impl ClaimStore for Embedded {
     }
 }
 
+/// What was moved aside is as secret as the store, also where an older version did it.
+fn close_damaged(parent: &Path, path: &Path) -> std::io::Result<()> {
+    let damaged = path.with_extension(DAMAGED);
+    for entry in std::fs::read_dir(parent)? {
+        let aside = entry?.path();
+        if aside.as_os_str().as_encoded_bytes().starts_with(damaged.as_os_str().as_encoded_bytes()) {
+            fsb_files::open(&aside, File::options().read(true))?;
+        }
+    }
+    Ok(())
+}
+
 enum OpenError {
     Damaged(String),
     Fatal(Error),
@@ -147,7 +169,9 @@ enum OpenError {
 /// Opens the file and reads all of it: what cannot be read is damage. redb may panic on a file that it did not write.
 fn open_and_read(path: &Path) -> Result<(Open, Loaded), OpenError> {
     let attempt = catch_unwind(AssertUnwindSafe(|| -> Result<(Open, Loaded), redb::Error> {
-        let mut database = Database::create(path)?;
+        // Claims have environments, and environments secrets.
+        let file = fsb_files::open(path, File::options().read(true).write(true).create(true).truncate(false))?;
+        let mut database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
         database.check_integrity()?;
         let loaded = read(&database)?;
         let open = Open::new(database)?;

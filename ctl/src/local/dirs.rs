@@ -1,6 +1,8 @@
 //! Where a node keeps what, and the names by which everything of it is known.
 
 use crate::config::DEFAULT_RUN_DIR;
+use crate::error::{Context, Result};
+use fsb_files::Access;
 use crate::tokens;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +50,15 @@ impl Dirs {
             table: format!("fsb_{hash}"),
             root: Some(root),
         }
+    }
+
+    /// Makes them, or closes them to those who have no business there. The group has the controller's socket to get to,
+    /// and so everything above it that is missing; all else is root's.
+    pub(crate) fn make(&self) -> Result<()> {
+        let all = [(&self.run, Access::Group), (&self.state, Access::Owner), (&self.log, Access::Owner)];
+        all.into_iter().try_for_each(|(dir, access)| {
+            fsb_files::create_dir(dir, access).context(|| format!("cannot make {}", dir.display()))
+        })
     }
 
     pub(crate) fn controller_socket(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 use super::dirs::Dirs;
 use super::lock::Lock;
 use crate::error::{Context, Failure, Result};
+use fsb_files::Access;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -80,7 +81,7 @@ fn read() -> Option<Forwarding> {
 
 fn write(state: &Forwarding) -> Result<()> {
     let text = serde_json::to_vec(state).context(|| format!("cannot write {FORWARDING}"))?;
-    std::fs::write(FORWARDING, text).context(|| format!("cannot write {FORWARDING}"))
+    fsb_files::write(Path::new(FORWARDING), text, Access::Owner).context(|| format!("cannot write {FORWARDING}"))
 }
 
 fn joined(state: Option<Forwarding>, dirs: &Dirs, before: BTreeMap<PathBuf, String>) -> Forwarding {

@@ -23,7 +23,7 @@ impl Lock {
     pub(crate) fn take(path: &Path, wait: Duration) -> Result<Option<Self>> {
         let until = Instant::now() + wait;
         loop {
-            let opened = File::options().read(true).write(true).create(true).truncate(false).open(path);
+            let opened = fsb_files::open(path, File::options().read(true).write(true).create(true).truncate(false));
             let file = opened.context(|| format!("cannot open {}", path.display()))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) if same(&file, path) => return Ok(Some(Self { path: path.to_owned(), file })),

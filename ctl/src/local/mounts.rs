@@ -1,24 +1,27 @@
 //! The run directory's tmpfs, and mounts that a crash left behind.
 
 use crate::error::{Context, Failure, Result};
+use fsb_files::Access;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, TMPFS_MAGIC, statfs};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// Makes sure that `path` is a directory on a tmpfs: mounts one there if it is not. Private: what is pinned below it
-/// stays out of every other mount namespace.
+/// Makes sure that `path` is a directory on a tmpfs, for root and the group: mounts one there if it is not. Private: what is
+/// pinned below it stays out of every other mount namespace.
 pub(crate) fn ensure_tmpfs(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).context(|| format!("cannot make {}", path.display()))?;
+    let make = || fsb_files::create_dir(path, Access::Group).context(|| format!("cannot make {}", path.display()));
+    make()?;
     if is(path, TMPFS_MAGIC) {
         return Ok(());
     }
     let none = None::<&str>;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("fast-sandbox"), path, Some("tmpfs"), flags, Some("mode=0755"))
+    mount(Some("fast-sandbox"), path, Some("tmpfs"), flags, Some("mode=0700"))
         .context(|| format!("cannot mount a tmpfs on {}", path.display()))?;
-    mount(none, path, none, MsFlags::MS_PRIVATE, none).context(|| format!("cannot make {} private", path.display()))
+    mount(none, path, none, MsFlags::MS_PRIVATE, none).context(|| format!("cannot make {} private", path.display()))?;
+    make()
 }
 
 /// Whether a namespace is pinned on `path`.

@@ -8,6 +8,7 @@ use super::program::{inside, run, words};
 use super::record::Agent;
 use super::subnets::{Network, Subnet, in_use};
 use crate::error::{Context, Result};
+use fsb_files::Access;
 use nix::mount::{MntFlags, umount2};
 use std::path::Path;
 
@@ -57,9 +58,9 @@ fn configure(netns: &Path, link: &str, agent: &Agent, subnet: Subnet, egress: bo
 /// Makes a network namespace and pins it on `path`.
 fn pin(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).context(|| format!("cannot make {}", parent.display()))?;
+        fsb_files::create_dir(parent, Access::Owner).context(|| format!("cannot make {}", parent.display()))?;
     }
-    std::fs::write(path, "").context(|| format!("cannot make {}", path.display()))?;
+    fsb_files::write(path, "", Access::Owner).context(|| format!("cannot make {}", path.display()))?;
     run("unshare", [format!("--net={}", path.display()).as_str(), "--", "true"]).map(drop)
 }
 

@@ -5,6 +5,7 @@ use super::process::Process;
 use super::subnets::Subnet;
 use super::tcp::Tcp;
 use crate::error::{Context, Result};
+use fsb_files::Access;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -87,7 +88,7 @@ impl Node {
         let path = dirs.record();
         let next = path.with_extension("next");
         let text = serde_json::to_vec_pretty(self).context(|| "cannot write down the node".into())?;
-        std::fs::write(&next, text).context(|| format!("cannot write {}", next.display()))?;
+        fsb_files::write(&next, text, Access::Owner).context(|| format!("cannot write {}", next.display()))?;
         std::fs::rename(&next, &path).context(|| format!("cannot write {}", path.display()))
     }
 

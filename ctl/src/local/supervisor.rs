@@ -37,9 +37,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
     }
     usual_umask();
     raise_descriptors();
-    for directory in [&dirs.state, &dirs.log] {
-        std::fs::create_dir_all(directory).context(|| format!("cannot make {}", directory.display()))?;
-    }
+    dirs.make()?;
     let mut lock = Lock::take(&dirs.lock(), Duration::ZERO)?.ok_or_else(|| {
         let taken = Failure::new("this node has a supervisor already");
         Failure { code: TAKEN, ..taken.hint(format!("fsb-ctl local status{}", dirs.flag())) }

@@ -65,11 +65,12 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, settings: &Settings) -> Result<u8>
 
 fn open_log(dirs: &Dirs) -> Result<File> {
     let path = dirs.node_log();
-    std::fs::create_dir_all(&dirs.log).context(|| format!("cannot make {}", dirs.log.display()))?;
+    dirs.make()?;
     if path.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES) {
         let _ = std::fs::rename(&path, path.with_extension("log.1"));
     }
-    File::options().append(true).create(true).open(&path).context(|| format!("cannot open {}", path.display()))
+    fsb_files::open(&path, File::options().append(true).create(true))
+        .context(|| format!("cannot open {}", path.display()))
 }
 
 fn start(flags: &Flags, dirs: &Dirs, log: File) -> Result<Child> {

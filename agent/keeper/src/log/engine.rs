@@ -30,4 +30,4 @@ pub(crate) trait Engine: 'static {
 }
 
 /// Mode of log files: what people print is for nobody else to read.
-pub(crate) const MODE: u32 = 0o640;
+pub(crate) const MODE: u32 = 0o600;
