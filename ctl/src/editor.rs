@@ -2,6 +2,7 @@
 
 use crate::config::Settings;
 use crate::error::{Context, Failure, Result};
+use crate::output;
 use crate::spec_file;
 use crate::template::template;
 use fsb_files::Access;
@@ -30,8 +31,11 @@ pub(crate) fn edit(settings: &Settings, name: Option<&str>) -> Result<CreateRequ
         _ => template(name),
     };
     let after = open(settings.editor.as_deref().unwrap_or(FALLBACK), &before)?;
-    if let Some(path) = remembered.as_deref().filter(|_| after != template(name)) {
-        remember(path, &after)?;
+    if let Some(path) = remembered.as_deref().filter(|_| after != template(name))
+        && let Err(failure) = remember(path, &after)
+    {
+        // Somebody else's home, with sudo: no reason not to start what was described.
+        output::warning(&failure.to_string());
     }
     let again = name.map_or_else(
         || "fsb-ctl run --image IMAGE -- COMMAND starts one without an editor".to_owned(),

@@ -7,6 +7,7 @@ use nix::pty::openpty;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -41,7 +42,11 @@ fn the_editor_opens_on_a_template_and_the_last_edit_is_remembered() {
     };
     let (code, text) = run("grep -q '^# command' \"$1\" || exit 9; echo 'image: first' > \"$1\"", &["run", "web"]);
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(std::fs::read_to_string(home.join(".fsb-ctl/cache/web.yaml")).unwrap(), "image: first\n");
+    let remembered = home.join(".fsb-ctl/cache/web.yaml");
+    assert_eq!(std::fs::read_to_string(&remembered).unwrap(), "image: first\n");
+    for (path, mode) in [(remembered.as_path(), 0o600), (remembered.parent().unwrap(), 0o700)] {
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode, "it may hold secrets: {path:?}");
+    }
     let (code, text) =
         run("grep -q first \"$1\" || exit 9; sed -i s/first/second/ \"$1\"", &["run", "web", "--pool", "p"]);
     assert_eq!(code, Some(0), "{text}");

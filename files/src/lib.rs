@@ -114,7 +114,8 @@ pub fn listen(path: &Path, access: Access) -> io::Result<UnixListener> {
 
 /// Where our own links lead.
 fn follow(path: &Path) -> io::Result<PathBuf> {
-    let mut path = path.to_owned();
+    // Without a slash at the end, which would have the kernel follow any link.
+    let mut path: PathBuf = path.components().collect();
     for _ in 0..MAX_LINKS {
         match path.symlink_metadata() {
             Ok(found) if found.is_symlink() && found.uid() == geteuid().as_raw() => {

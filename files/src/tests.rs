@@ -84,6 +84,7 @@ fn our_own_links_are_followed_and_those_of_others_are_refused() {
     set(&real, 0o755);
     if give_away(&link) {
         assert_eq!(create_dir(&link, Access::Owner).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert!(create_dir(&link.join(""), Access::Owner).is_err(), "with a slash at its end");
         assert_eq!(write(&link, "x", Access::Owner).unwrap_err().kind(), ErrorKind::PermissionDenied);
         assert_eq!(mode(&real), 0o755);
     }

@@ -9,8 +9,9 @@ use crate::error::{Failure, Result};
 use fsb_proto::domain::{DEFAULT_NAMESPACE, DEFAULT_POOL, validate_dns_name};
 use std::ffi::OsString;
 
-/// The longest path of a unix socket (unix(7)), without its NUL.
-const MAX_SOCKET_PATH: usize = 107;
+/// 107 bytes are the longest path of a unix socket without its NUL (unix(7)). A socket is bound as `.new-4194304`, with the
+/// largest process id, before it is `.sock`.
+const MAX_SOCKET_PATH: usize = 107 - 7;
 /// One /24 of the node's /16 each, the first and the last left alone.
 const MAX_AGENTS: usize = 200;
 
@@ -81,9 +82,9 @@ impl Flags {
             if agents.iter().any(|other| other.name == agent.name) {
                 return Err(Failure::usage(format!("two agents are called {}", agent.name)));
             }
-            let socket = dirs.agent_socket(&agent.name);
-            if socket.as_os_str().len() > MAX_SOCKET_PATH {
-                let what = format!("{} is longer than the {MAX_SOCKET_PATH} bytes of a socket path", socket.display());
+            let sockets = [dirs.agent_socket(&agent.name), dirs.controller_socket()];
+            if let Some(socket) = sockets.iter().find(|socket| socket.as_os_str().len() > MAX_SOCKET_PATH) {
+                let what = format!("{} is longer than the {MAX_SOCKET_PATH} bytes that its path may have", socket.display());
                 return Err(Failure::usage(what).hint("choose a shorter --root"));
             }
             agents.push(agent);

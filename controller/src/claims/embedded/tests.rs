@@ -4,7 +4,9 @@ use fsb_proto::SandboxSpec;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use redb::StorageBackend;
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 
 fn claim(name: &str, uid: &str) -> Claim {
     let spec = SandboxSpec { image: "busybox".into(), pool: "default-pool".into(), ..Default::default() };
@@ -247,6 +249,28 @@ fn the_store_keeps_a_bounded_number_of_tombstones_and_the_oldest_goes_first() {
     write(&mut open, &jobs).unwrap();
     let kept = Open::new(open.database).unwrap().burials.uids();
     assert_eq!((kept.len(), &*kept[0]), (most, "3"));
+}
+
+#[tokio::test]
+async fn the_store_and_what_was_moved_aside_are_their_owners_alone_in_whatever_directory_they_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = |path: &Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    set(dir.path(), 0o755);
+    let (path, before, other) =
+        (dir.path().join("claims.redb"), dir.path().join("claims.damaged-17"), dir.path().join("other"));
+    std::fs::write(&before, "secret").unwrap();
+    std::fs::write(&other, "not ours").unwrap();
+    [&before, &other].into_iter().for_each(|path| set(path, 0o644));
+    Embedded::open(&path).unwrap().0.close().await;
+    assert_eq!((mode(&path), mode(&before)), (0o600, 0o600));
+    set(&path, 0o644);
+    std::fs::write(&path, vec![1; 8192]).unwrap();
+    let (store, recovery) = Embedded::open(&path).unwrap();
+    store.close().await;
+    let Recovery::MovedAside(aside) = recovery else { panic!("it is damaged") };
+    assert_eq!((mode(&path), mode(&aside)), (0o600, 0o600));
+    assert_eq!((mode(dir.path()), mode(&other)), (0o755, 0o644), "they may be somebody's choice");
 }
 
 /// A file that remembers how it came to be.
