@@ -84,7 +84,8 @@ impl Flags {
             }
             let sockets = [dirs.agent_socket(&agent.name), dirs.controller_socket()];
             if let Some(socket) = sockets.iter().find(|socket| socket.as_os_str().len() > MAX_SOCKET_PATH) {
-                let what = format!("{} is longer than the {MAX_SOCKET_PATH} bytes that its path may have", socket.display());
+                let what =
+                    format!("{} is longer than the {MAX_SOCKET_PATH} bytes that its path may have", socket.display());
                 return Err(Failure::usage(what).hint("choose a shorter --root"));
             }
             agents.push(agent);
