@@ -122,7 +122,10 @@ fn as_an_older_version_left_it(root: &Path) {
     std::fs::copy(root.join("lib/claims.redb"), root.join("lib/claims.damaged-17")).unwrap();
     std::fs::write(root.join("log/node.log.1"), SECRET).unwrap();
     for top in ["run", "lib", "log"].map(|name| root.join(name)) {
-        for path in everything_below(&top).iter().filter(|path| !is_a_containers(root, path)) {
+        let below = everything_below(&top);
+        // A namespace's mode is the kernel's, for good.
+        let pinned = |path: &Path| path.parent().is_some_and(|above| above.ends_with("run/netns"));
+        for path in below.iter().filter(|path| !is_a_containers(root, path) && !pinned(path)) {
             set_mode(path, if path.is_dir() { 0o755 } else { 0o644 });
         }
     }
