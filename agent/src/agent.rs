@@ -1,6 +1,7 @@
 //! The agent: what all of its parts share, how it opens, and what a program that links it can call.
 
 use crate::admission::Ledger;
+use crate::changes::Changes;
 use crate::config::Config;
 use crate::ended::Ended;
 use crate::error::{Error, Result, StartError};
@@ -8,6 +9,7 @@ use crate::images::{self, Images, Resolved};
 use crate::instance::{Instance, Phase};
 use crate::keeper::{Keeper, Paused};
 use crate::launched::{self, Launched};
+use crate::logs::Logs;
 use crate::metrics::{Metrics, Timing};
 use crate::order::Order;
 use crate::outcome::UnderWay;
@@ -42,6 +44,8 @@ pub struct Agent {
     pub(crate) under_way: UnderWay,
     pub(crate) images: Images,
     pub(crate) hub: Hub,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) logs: Logs,
     pub(crate) metrics: Metrics,
     pub(crate) reaper: Reaper,
     pub(crate) spares: Spares,
@@ -75,6 +79,8 @@ impl Agent {
             under_way: UnderWay::default(),
             images,
             hub: Hub::new(),
+            changes: Changes::open(),
+            logs: Logs::new(),
             metrics: Metrics::new(),
             reaper: Reaper::new(),
             spares: Spares::find(&config.paths),
@@ -89,6 +95,10 @@ impl Agent {
         agent.tracker.spawn(launched::run(agent.clone()));
         agent.tracker.spawn(pool::run(agent.clone()));
         agent.tracker.spawn(pool::warm::run(agent.clone()));
+        let changes = agent.shutdown.clone().run_until_cancelled_owned(agent.changes.clone().run());
+        agent.tracker.spawn(async move {
+            let _ = changes.await;
+        });
         agent.tracker.spawn(images::run(agent.clone()));
         agent.tracker.spawn(collect::run(agent.clone()));
         agent.tracker.spawn(remove::run(agent.clone()));

@@ -19,6 +19,9 @@ pub enum Error {
     /// A port is in use by another sandbox of this agent.
     #[error("port {port} is in use by the claim with UID {holder} on this agent")]
     PortTaken { port: u16, holder: String },
+    /// Too many streams are open.
+    #[error("{0}")]
+    TooMany(String),
     /// The agent drains.
     #[error("this agent takes no new sandboxes, it is being shut down")]
     Cordoned,
@@ -72,7 +75,9 @@ impl Error {
             Self::Image { .. } => Refusal::Image,
             Self::Start(_) => Refusal::Start,
             Self::Unavailable(_) => Refusal::Unavailable,
-            Self::Deadline(_) | Self::Deleted | Self::NotFound(_) | Self::Internal(_) => return None,
+            Self::TooMany(_) | Self::Deadline(_) | Self::Deleted | Self::NotFound(_) | Self::Internal(_) => {
+                return None;
+            }
         })
     }
 
@@ -80,6 +85,7 @@ impl Error {
     pub fn status(&self, message: String) -> Status {
         match (self.refusal(), self) {
             (Some(refusal), _) => refusal.status(message),
+            (None, Self::TooMany(_)) => Status::resource_exhausted(message),
             (None, Self::Deadline(_)) => Status::deadline_exceeded(message),
             (None, Self::Deleted) => Status::aborted(message),
             (None, Self::NotFound(_)) => Status::not_found(message),

@@ -2,7 +2,6 @@
 //! is computed once and kept until the store says that the name means something else.
 
 use crate::Agent;
-use crate::async_fd::Changes;
 use crate::command;
 use crate::disk;
 use crate::error::{Error, Result};
@@ -17,10 +16,14 @@ use fsb_proto::{Invalid, SandboxSpec};
 use nix::sys::inotify::AddWatchFlags;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The most that is kept; more are names of images that were asked for once.
 const CACHED: usize = 256;
+
+/// How often it is looked for images of other agents where their coming is not told.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An image, ready to be started by one user.
 pub(crate) struct Resolved {
@@ -194,14 +197,7 @@ impl Agent {
 /// share one store, whose index is replaced as a whole.
 pub(crate) async fn run(agent: Arc<Agent>) {
     let directory = agent.config.paths.images();
-    let watched = Changes::new().and_then(|changes| {
-        changes.inotify().add_watch(&directory, AddWatchFlags::IN_MOVED_TO)?;
-        Ok(changes)
-    });
-    let changes = match watched {
-        Ok(changes) => changes,
-        Err(error) => return tracing::error!(%error, "images of other agents are not noticed"),
-    };
+    let mut index = agent.changes.watch(&directory, AddWatchFlags::IN_MOVED_TO);
     loop {
         let looked = agent.clone();
         let Ok(names) = disk::work(move || names(&looked.images.store)).await else { return };
@@ -211,7 +207,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             agent.images.changed.notify_one();
         }
         tokio::select! {
-            changed = changes.wait() => if changed.is_err() { return },
+            () = index.changed(LOOK) => {}
             () = agent.shutdown.cancelled() => return,
         }
     }

@@ -6,6 +6,7 @@
 mod admission;
 mod agent;
 mod async_fd;
+mod changes;
 mod collect;
 mod command;
 mod config;

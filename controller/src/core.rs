@@ -6,6 +6,7 @@ use crate::config::{Consistency, Timing};
 use crate::metrics::Metrics;
 use crate::reconcile::Wakeups;
 use crate::registry::Registry;
+use fsb_rpc::Readers;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
@@ -33,6 +34,10 @@ pub struct Core {
     pub wakeups: Wakeups,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Who reads logs.
+    pub log_readers: Readers,
+    /// Who watches claims.
+    pub watchers: Readers,
     /// Tasks that have to end before the process does.
     pub tracker: TaskTracker,
     /// The controller stops.
@@ -79,6 +84,8 @@ impl Core {
                 queue: Arc::new(queue),
                 wakeups: Wakeups::default(),
                 metrics,
+                log_readers: Readers::new("logs"),
+                watchers: Readers::new("watches"),
                 tracker: TaskTracker::new(),
                 stop: CancellationToken::new(),
                 ready: watch::channel(false).0,

@@ -24,7 +24,10 @@ pub(crate) struct FormatArg {
     pub(crate) output: Format,
 }
 
-/// Writes to stdout. A reader that went away (`| head`) ends the program in peace.
+/// The exit code of a program whose reader went away, as shells tell it: 128 and SIGPIPE.
+const READER_GONE: i32 = 141;
+
+/// Writes to stdout. A reader that went away (`| head`) ends the program without a word.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
     checked(std::io::stdout().lock().write_all(bytes))
 }
@@ -37,7 +40,7 @@ pub(crate) fn flush() -> Result<()> {
 /// The result of a write to stdout.
 pub(crate) fn checked(result: std::io::Result<()>) -> Result<()> {
     match result {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(READER_GONE),
         other => other.map_err(|error| Failure::new(format!("cannot write the output: {error}"))),
     }
 }

@@ -48,13 +48,14 @@ pub(crate) async fn run(
     remove: bool,
     interrupted: Option<u8>,
 ) -> Result<u8> {
+    let mut whole = true;
     let ended = async {
         match interrupted {
             Some(code) => Err(code),
             None => {
                 let mut following = client.clone();
                 tokio::select! {
-                    ended = follow(&mut following, settings, name) => Ok(ended),
+                    ended = follow(&mut following, settings, name, remove, &mut whole) => Ok(ended),
                     code = interruption() => Err(code),
                 }
             }
@@ -62,6 +63,8 @@ pub(crate) async fn run(
     }
     .await;
     let (code, ended) = match ended {
+        // It was said what is missing: the sandbox stays, and its log with it.
+        Ok(info) if !whole => return info.and_then(|info| verdict(&info)).map(|code| code.max(1)),
         Ok(info) => (info.and_then(|info| verdict(&info)), true),
         Err(code) if !remove => {
             output::hint(&format!("{name} goes on running: fsb-ctl logs -f {name}, fsb-ctl rm {name}"));
@@ -81,8 +84,15 @@ pub(crate) async fn run(
     code
 }
 
-/// Prints the log and waits for the end. A reset in between goes on with the next instance.
-async fn follow(client: &mut FastPath, settings: &Settings, name: &str) -> Result<SandboxInfo> {
+/// Prints the log and waits for the end. A reset in between goes on with the next instance. What was cut off is said, and
+/// the output is not `whole` then; `remove`: it would have been removed.
+async fn follow(
+    client: &mut FastPath,
+    settings: &Settings,
+    name: &str,
+    remove: bool,
+    whole: &mut bool,
+) -> Result<SandboxInfo> {
     let mut printer = Printer::new(false);
     let mut instance = String::new();
     loop {
@@ -94,9 +104,16 @@ async fn follow(client: &mut FastPath, settings: &Settings, name: &str) -> Resul
         };
         match logs::stream(client, request, &mut printer).await {
             Ok(()) => {}
-            Err(Broken::Output(failure)) => return Err(failure),
+            Err(Broken::Output(failure)) => {
+                *whole = false;
+                return Err(failure.hint(stays(name, remove)));
+            }
             Err(Broken::Call(status)) => {
-                output::warning(&format!("the log of {name} is cut off: {}", client::failure(settings, &status)));
+                *whole = false;
+                let why = client::failure(settings, &status);
+                output::failure(
+                    &Failure::new(format!("the output of {name} is cut off: {why}")).hint(stays(name, remove)),
+                );
             }
         }
         let info = until(client, settings, name, |info| {
@@ -108,6 +125,12 @@ async fn follow(client: &mut FastPath, settings: &Settings, name: &str) -> Resul
         }
         instance = info.instance_id;
     }
+}
+
+/// What to do where output was cut off.
+fn stays(name: &str, remove: bool) -> String {
+    let removal = if remove { format!("; it is not removed: fsb-ctl rm {name}") } else { String::new() };
+    format!("fsb-ctl logs {name} shows all of it{removal}")
 }
 
 /// Whether nothing more will come of it by itself.
@@ -151,7 +174,10 @@ pub(crate) async fn until(
         WatchRequest { sandbox_id: name.to_owned(), namespace: settings.namespace.clone(), all_namespaces: false };
     let mut events = match client.watch(request).await {
         Ok(events) => events.into_inner(),
-        Err(status) if status.code() == Code::Unimplemented => return ask(client, settings, name, wanted).await,
+        // It has none, or too many others watch.
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::ResourceExhausted) => {
+            return ask(client, settings, name, wanted).await;
+        }
         Err(status) => return Err(client::failure(settings, &status)),
     };
     let mut seen = false;

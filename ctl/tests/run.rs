@@ -134,6 +134,33 @@ fn wait_shows_both_streams_raw_and_passes_the_exit_code_on() {
 }
 
 #[test]
+fn output_that_was_cut_off_is_no_success_and_stays() {
+    let controller = Controller::start();
+    {
+        let mut state = controller.state();
+        state.script.lines = vec![line(LogStream::Stdout, "half")];
+        state.script.breaks = Some(Status::unavailable("its agent is gone"));
+        state.script.exit_code = Some(0);
+    }
+    for (words, code) in [
+        (&["run", "a", "--image", "b", "--rm"][..], 1),
+        (&["run", "b", "--image", "b", "--wait"], 1),
+        (&["logs", "a"], 1),
+        (&["logs", "-f", "a"], 1),
+    ] {
+        let output = controller.run(words);
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(code), "half\n"), "{words:?}");
+        let said = stderr(&output);
+        assert_eq!(said.matches("its agent is gone").count(), 1, "{words:?}: {said}");
+    }
+    assert!(controller.state().calls.deletes.is_empty(), "what was not shown is not removed");
+    controller.state().script.exit_code = Some(7);
+    let output = controller.run(&["run", "c", "--image", "b", "--rm"]);
+    assert_eq!(output.status.code(), Some(7), "the program's own failure goes before");
+    assert!(stderr(&output).contains("hint: fsb-ctl logs c shows all of it; it is not removed: fsb-ctl rm c"));
+}
+
+#[test]
 fn wait_works_with_a_controller_that_has_no_watch() {
     let controller = Controller::start();
     controller.state().script.exit_code = Some(3);

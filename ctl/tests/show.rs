@@ -61,16 +61,20 @@ fn logs_asks_for_what_the_flags_say_and_keeps_the_streams_apart() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_the_log_in_peace() {
+fn a_reader_that_goes_away_ends_the_log_without_a_word_and_not_as_a_success() {
     let controller = Controller::start();
     controller.add(sandbox("a", "Running"));
     controller.state().script.lines = vec![line(LogStream::Stdout, "0123456789"); 20_000];
     let mut command = std::process::Command::new("sh");
     let ctl = controller.ctl(&[]);
-    command.args(["-c", &format!("{} logs a | head -n 1", ctl.get_program().to_string_lossy())]);
+    let program = ctl.get_program().to_string_lossy();
+    command
+        .args(["-c", &format!("{{ {program} logs a; echo $? >code; }} | head -n 1")])
+        .current_dir(controller.directory.path());
     command.envs(ctl.get_envs().filter_map(|(k, v)| Some((k, v?))));
     let output = command.output().unwrap();
     assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("0123456789\n", ""));
+    assert_eq!(std::fs::read_to_string(controller.directory.path().join("code")).unwrap(), "141\n");
 }
 
 #[test]

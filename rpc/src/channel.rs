@@ -21,6 +21,8 @@ use tonic::codegen::{Service, StdError};
 
 /// How much a stream may hold that nobody has read, in bytes.
 const STREAM: u32 = 64 << 10;
+/// The same where streams stay open by the hundred and are read slowly, or not at all: so that 1,024 of them hold 32 MiB.
+const BULK_STREAM: u32 = 32 << 10;
 /// The same of all streams together: no limit of its own.
 const CONNECTION: u32 = (1 << 31) - 1;
 
@@ -50,6 +52,7 @@ struct Inner {
     to: Address,
     patience: Duration,
     ping: Option<Duration>,
+    stream: u32,
     calls: Mutex<Option<SendRequest<Bytes>>>,
 }
 
@@ -57,7 +60,13 @@ impl Channel {
     /// A channel that has not connected yet. A connection that is not there after `patience` has failed; one whose
     /// server does not answer a ping for as long as `ping`, which is also how often one is sent, is broken.
     pub fn new(to: Address, patience: Duration, ping: Option<Duration>) -> Self {
-        Self(Arc::new(Inner { to, patience, ping, calls: Mutex::default() }))
+        Self(Arc::new(Inner { to, patience, ping, stream: STREAM, calls: Mutex::default() }))
+    }
+
+    /// As [`new`](Self::new), for streams that stay open and may wait for their readers (logs): they have a connection
+    /// of their own, so that no other call waits behind them, or breaks with them, and less of each is kept.
+    pub fn bulk(to: Address, patience: Duration, ping: Option<Duration>) -> Self {
+        Self(Arc::new(Inner { to, patience, ping, stream: BULK_STREAM, calls: Mutex::default() }))
     }
 
     /// Connects now.
@@ -130,7 +139,7 @@ impl Inner {
     ) -> io::Result<SendRequest<Bytes>> {
         let (calls, connection) = h2::client::Builder::new()
             .enable_push(false)
-            .initial_window_size(STREAM)
+            .initial_window_size(self.stream)
             .initial_connection_window_size(CONNECTION)
             .max_local_error_reset_streams(None)
             .handshake(stream)

@@ -2,6 +2,7 @@
 
 use crate::Pings;
 use crate::body::{self, Incoming};
+use crate::readers::READERS;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
@@ -16,6 +17,11 @@ use tonic::codegen::Service;
 const WINDOW: u32 = 1 << 20;
 /// Calls at a time on one connection.
 const CALLS: u32 = 4096;
+/// What may wait in an answer for its receiver beside the message that is being sent, in bytes: one frame.
+const SEND_BUFFER: usize = 16 << 10;
+/// Calls that a client may let go of before they were taken, at a time; one more, and HTTP/2's library closes the
+/// connection, with every other call on it. As many as there may be readers of logs, who may all go at once.
+const LET_GO: usize = READERS as usize;
 /// The most that the headers of a call may take, in bytes.
 const HEADERS: u32 = 16 << 10;
 
@@ -42,6 +48,8 @@ where
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_concurrent_streams(CALLS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(LET_GO)
         .max_header_list_size(HEADERS);
     let mut stop = pin!(stop);
     let mut connection = tokio::select! {

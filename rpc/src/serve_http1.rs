@@ -13,6 +13,8 @@ use tonic::codegen::{Service, StdError};
 
 /// How long a client may take to send a request's head, also the next one's.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What of an answer may wait for its receiver, in bytes, and how long a request's head may be.
+const BUFFER_BYTES: usize = 16 << 10;
 
 /// Serves one connection until the client closes it, or sends no request for five seconds. Once `stop` is there it ends
 /// with the request that is under way.
@@ -27,7 +29,7 @@ where
     B: Body<Error: Into<StdError>> + 'static,
 {
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     tokio::select! {
         result = connection.as_mut() => result,

@@ -6,6 +6,7 @@
 //! stays readable when rotation deletes it.
 
 use super::record;
+use bytes::{Buf, Bytes};
 use fsb_proto::fastpath::LogLine;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,10 +14,9 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Read at a time.
-const BLOCK: usize = 64 << 10;
-/// A line over this is cut: the keeper writes 16 KiB at most.
-const LONGEST: usize = 64 << 10;
+/// Read at a time, in bytes, and what of a log waits for a reader who does not read on. The keeper's longest line fits,
+/// 16 KiB of text with its head; a longer one is cut.
+const BLOCK_BYTES: usize = (16 << 10) + 256;
 /// More rotated files than anybody keeps.
 const MOST_FILES: usize = 1000;
 /// Enough of a line to see whether it is complete.
@@ -33,14 +33,14 @@ pub(crate) struct Tail {
     path: PathBuf,
     /// What is to be read, the oldest first; the last one is being written.
     files: VecDeque<Open>,
-    /// The beginning of a line whose end is not there yet.
-    rest: Vec<u8>,
     /// A line over the limit is being skipped over.
     cut: bool,
     since_ns: i64,
     last_ns: i64,
     /// Grows with every file that is opened.
     opened: u64,
+    /// As [`in_place`](Self::in_place).
+    in_place: bool,
 }
 
 impl Tail {
@@ -48,7 +48,7 @@ impl Tail {
     pub(crate) fn open(path: PathBuf, lines: Option<u64>, since_ms: i64) -> io::Result<Self> {
         let files = generations(&path, None)?;
         let since_ns = since_ms.saturating_mul(1_000_000);
-        let mut tail = Self { path, files, rest: Vec::new(), cut: false, since_ns, last_ns: 0, opened: 1 };
+        let mut tail = Self { path, files, cut: false, since_ns, last_ns: 0, opened: 1, in_place: false };
         if let Some(lines) = lines {
             tail.skip_to_last(lines)?;
         }
@@ -60,15 +60,13 @@ impl Tail {
         self.files.back().map(|open| (&open.file, self.opened))
     }
 
-    /// Whether the newest file that was found still has the log's own name.
+    /// Whether the newest file that was found still had the log's own name when there were no more lines.
     pub(crate) fn in_place(&self) -> bool {
-        let Ok(named) = std::fs::metadata(&self.path) else { return false };
-        self.files.back().is_some_and(|open| open.inode == (named.dev(), named.ino()))
+        self.in_place
     }
 
     /// The next lines, a block at most. Empty = there are no more for now.
     pub(crate) fn read(&mut self) -> io::Result<Vec<LogLine>> {
-        let mut block = vec![0; BLOCK];
         loop {
             let Some(open) = self.files.front_mut() else {
                 self.files = generations(&self.path, None)?;
@@ -78,14 +76,24 @@ impl Tail {
                 }
                 continue;
             };
+            let mut block = vec![0; BLOCK_BYTES];
             let n = open.file.read_at(&mut block, open.at)?;
-            open.at += n as u64;
-            if n > 0 {
-                let lines = self.take_in(&block[..n]);
+            block.truncate(n);
+            // A line whose end is not there yet is read again when it is.
+            let whole = match block.iter().rposition(|byte| *byte == b'\n') {
+                Some(end) => end + 1,
+                None if n == BLOCK_BYTES => n,
+                None => 0,
+            };
+            open.at += whole as u64;
+            if whole > 0 {
+                let lines = self.take_in(Bytes::from(block).slice(..whole));
                 if !lines.is_empty() {
                     return Ok(lines);
                 }
             } else if !self.next_file()? {
+                let named = std::fs::metadata(&self.path).ok().map(|named| (named.dev(), named.ino()));
+                self.in_place = self.files.back().is_some_and(|open| Some(open.inode) == named);
                 return Ok(Vec::new());
             }
         }
@@ -105,52 +113,41 @@ impl Tail {
             return Ok(true);
         }
         self.files.pop_front();
-        self.rest.clear();
         self.cut = false;
         Ok(true)
     }
 
-    fn take_in(&mut self, mut bytes: &[u8]) -> Vec<LogLine> {
+    /// The lines of a block, which ends with a line; one that is longer than the block is cut off at its end.
+    fn take_in(&mut self, mut block: Bytes) -> Vec<LogLine> {
         let mut lines = Vec::new();
-        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-            let (line, behind) = bytes.split_at(end);
-            bytes = &behind[1..];
-            if std::mem::take(&mut self.cut) {
-                continue;
+        while !block.is_empty() {
+            let end = block.iter().position(|byte| *byte == b'\n');
+            let line = block.split_to(end.unwrap_or(block.len()));
+            if end.is_some() {
+                block.advance(1);
             }
-            if self.rest.is_empty() {
-                self.push(line, &mut lines);
-            } else {
-                self.rest.extend_from_slice(line);
-                let line = std::mem::take(&mut self.rest);
+            // What follows is the rest of a line without an end, and no line.
+            if !std::mem::replace(&mut self.cut, end.is_none()) {
                 self.push(&line, &mut lines);
-            }
-        }
-        if !self.cut {
-            self.rest.extend_from_slice(bytes);
-            if self.rest.len() > LONGEST {
-                let line = std::mem::take(&mut self.rest);
-                self.push(&line[..LONGEST], &mut lines);
-                self.cut = true;
             }
         }
         lines
     }
 
-    fn push(&mut self, line: &[u8], lines: &mut Vec<LogLine>) {
+    fn push(&mut self, line: &Bytes, lines: &mut Vec<LogLine>) {
         let parsed = match record::parse(line) {
             Some(record) => {
                 self.last_ns = record.time_ns;
                 LogLine {
                     stream: record.stream.into(),
                     time_ns: record.time_ns,
-                    text: record.text.to_vec().into(),
+                    text: line.slice_ref(record.text),
                     partial: record.partial,
                 }
             }
             None if line.is_empty() => return,
             // Not ours, or cut off by a power failure: shown as it is.
-            None => LogLine { stream: 0, time_ns: self.last_ns, text: line.to_vec().into(), partial: false },
+            None => LogLine { stream: 0, time_ns: self.last_ns, text: line.clone(), partial: false },
         };
         if parsed.time_ns >= self.since_ns {
             lines.push(parsed);
@@ -196,7 +193,7 @@ fn backwards(file: &File, length: u64, mut visit: impl FnMut(u64, &[u8]) -> bool
     let mut end = length;
     let mut head: Vec<u8> = Vec::new();
     while end > 0 {
-        let start = end.saturating_sub(BLOCK as u64);
+        let start = end.saturating_sub(BLOCK_BYTES as u64);
         let mut block = vec![0; (end - start) as usize];
         file.read_exact_at(&mut block, start)?;
         let fresh = block.len();
@@ -386,12 +383,12 @@ mod tests {
     #[test]
     fn hostile_bytes_are_bounded_and_harmless() {
         let log = Log::new();
-        let mut bytes = vec![b'x'; 3 * LONGEST];
+        let mut bytes = vec![b'x'; 3 * BLOCK_BYTES];
         bytes.extend_from_slice(b"\n\n\0\xff garbage\n1970-01-01T00:00:09Z stdout F good\n");
         std::fs::write(log.path(), bytes).unwrap();
         let texts = all(&mut log.open(None));
         assert_eq!(texts.len(), 3);
-        assert_eq!(texts[0].len(), LONGEST);
+        assert_eq!(texts[0].len(), BLOCK_BYTES);
         assert_eq!(texts[2], "good");
         assert_eq!(all(&mut log.open(Some(1))), ["good"]);
     }

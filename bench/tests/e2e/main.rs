@@ -12,5 +12,6 @@ mod journey;
 mod node;
 mod placement;
 mod private;
+mod readers;
+mod silent;
 mod stranger;
-mod strangers;

@@ -56,10 +56,12 @@ pub fn read_token(path: &Path) -> Result<String, Error> {
 /// The longest message of an agent, in bytes: a snapshot carries the claim documents of all its sandboxes.
 const LONGEST_MESSAGE: usize = 1 << 30;
 
-/// A handle on the one connection to an agent. It connects when it is used and again when the connection broke.
+/// A handle on the connections to an agent, one for calls and reports, one for logs. They connect when they are used and
+/// again when they broke.
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: AgentServiceClient<Channel>,
+    bulk: AgentServiceClient<Channel>,
     bearer: Option<MetadataValue<Ascii>>,
     deadline: Duration,
 }
@@ -79,9 +81,11 @@ impl Client {
             address: target.to_string(),
             why: "the agents' token has characters that cannot be sent".into(),
         })?;
-        let channel = Channel::new(to, lost_after.min(Duration::from_secs(2)), Some(lost_after / 3));
+        let (patience, ping) = (lost_after.min(Duration::from_secs(2)), Some(lost_after / 3));
+        let bulk = AgentServiceClient::new(Channel::bulk(to.clone(), patience, ping));
+        let channel = Channel::new(to, patience, ping);
         let inner = AgentServiceClient::new(channel).max_decoding_message_size(LONGEST_MESSAGE);
-        Ok(Self { inner, bearer, deadline })
+        Ok(Self { inner, bulk, bearer, deadline })
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -137,7 +141,7 @@ impl Client {
     /// Opens a stream of log lines.
     pub async fn logs(&self, message: agent::LogsRequest) -> Result<Streaming<fastpath::LogChunk>, Status> {
         let request = self.request(message);
-        within(self.deadline, self.inner.clone().logs(request)).await
+        within(self.deadline, self.bulk.clone().logs(request)).await
     }
 
     /// The log files of the agent's node.

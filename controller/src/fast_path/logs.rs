@@ -1,19 +1,22 @@
-//! The Logs stream: passed through from the agent, at the client's pace.
+//! The Logs stream: passed through from the agent, at the client's pace. It ends without an error only where the log
+//! does.
 
 use super::not_found;
 use crate::agents::Agent;
 use crate::claims::{AgentRef, Key};
 use crate::core::Core;
 use fsb_proto::{agent, fastpath};
+use futures_util::stream::{self, Stream};
 use std::sync::Arc;
-use tonic::{Status, Streaming};
+use tonic::Status;
+use tracing::Instrument;
 
 /// Opens the log of a sandbox at the agent that has it.
 pub async fn open(
     core: &Core,
     key: &Key,
     request: &fastpath::LogsRequest,
-) -> Result<Streaming<fastpath::LogChunk>, Status> {
+) -> Result<impl Stream<Item = Result<fastpath::LogChunk, Status>> + Send + use<>, Status> {
     let (claim, _) = core.table.get(key).ok_or_else(|| not_found(key))?;
     let status = &claim.status;
     let (reference, instance_id) = if request.previous {
@@ -38,13 +41,43 @@ pub async fn open(
             key.name, reference.node, reference.name
         ))
     })?;
+    let place = core.log_readers.admit(&key.namespace)?;
     let request = agent::LogsRequest {
         instance_id,
         follow: request.follow,
         tail_lines: request.tail_lines,
         since_ms: request.since_ms,
+        namespace: key.namespace.to_string(),
     };
-    agent.client.logs(request).await.map_err(|status| Status::new(status.code(), status.message()))
+    // Apart from the client: the agent takes calls that are let go of before they were answered for an attack, if there
+    // are many, and closes the connection.
+    let client = agent.client.clone();
+    let opened = tokio::spawn(async move { client.logs(request).await }.in_current_span()).await;
+    let opened = opened.map_err(|error| Status::internal(error.to_string()))?;
+    let chunks = opened.map_err(|status| Status::new(status.code(), status.message()))?;
+    let cut_off = cut_off(key);
+    let stop = core.stop.clone();
+    Ok(stream::try_unfold((chunks, place), move |(mut chunks, place)| {
+        let (stop, cut_off) = (stop.clone(), cut_off.clone());
+        async move {
+            tokio::select! {
+                biased;
+                chunk = chunks.message() => match chunk {
+                    Ok(chunk) => Ok(chunk.map(|chunk| (chunk, (chunks, place)))),
+                    // The connection broke: the agent's own words have no source.
+                    Err(status) if std::error::Error::source(&status).is_some() => Err(cut_off("its agent is gone")),
+                    Err(status) => Err(status),
+                },
+                () = stop.cancelled() => Err(cut_off("the controller ends")),
+            }
+        }
+    }))
+}
+
+/// For a log that does not end here.
+fn cut_off(key: &Key) -> impl Fn(&str) -> Status + Clone + use<> {
+    let name = key.name.clone();
+    move |why| Status::unavailable(format!("the log of {name:?} breaks off here: {why}; hint: read it again"))
 }
 
 /// The agent itself, or another one of its node: logs are the node's.

@@ -141,9 +141,7 @@ impl FastPathService for FastPath {
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let (metadata, _, mut message) = request.into_parts();
         let key = self.key(&metadata, std::mem::take(&mut message.namespace), &message.sandbox_id)?;
-        let stream = logs::open(&self.core, &key, &message).await?;
-        let stopped = self.core.stop.clone().cancelled_owned();
-        Ok(Response::new(stream.take_until(stopped).boxed()))
+        Ok(Response::new(logs::open(&self.core, &key, &message).await?.boxed()))
     }
 
     type WatchStream = ReceiverStream<Result<WatchEvent, Status>>;
@@ -153,7 +151,8 @@ impl FastPathService for FastPath {
         message.check()?;
         let namespace = self.namespaces(&metadata, message.namespace, message.all_namespaces)?;
         let name = (!message.sandbox_id.is_empty()).then_some(message.sandbox_id);
-        let events = watch::watch(self.core.clone(), watch::Filter { namespace, name });
+        let place = self.core.watchers.admit(namespace.as_deref().unwrap_or_default())?;
+        let events = watch::watch(self.core.clone(), watch::Filter { namespace, name }, place);
         Ok(Response::new(ReceiverStream::new(events)))
     }
 

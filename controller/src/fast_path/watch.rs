@@ -3,6 +3,7 @@
 use crate::claims::{Change, Claim, Key};
 use crate::core::Core;
 use fsb_proto::fastpath::{SandboxInfo, WatchEvent, watch_event::Event};
+use fsb_rpc::Reader;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::broadcast::error::RecvError;
@@ -10,7 +11,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 /// Events that wait for the client before the stream itself waits.
-const BUFFER: usize = 64;
+const BUFFER: usize = 8;
 
 /// What a watcher wants to hear of.
 #[derive(Debug, Clone)]
@@ -28,8 +29,8 @@ impl Filter {
     }
 }
 
-/// Starts the stream. Its task ends with the client or with the controller.
-pub fn watch(core: Arc<Core>, filter: Filter) -> mpsc::Receiver<Result<WatchEvent, Status>> {
+/// Starts the stream of who has a place among the watchers. Its task ends with the client or with the controller.
+pub fn watch(core: Arc<Core>, filter: Filter, place: Reader) -> mpsc::Receiver<Result<WatchEvent, Status>> {
     let (events, stream) = mpsc::channel(BUFFER);
     let stop = core.stop.clone();
     tokio::spawn(async move {
@@ -37,6 +38,7 @@ pub fn watch(core: Arc<Core>, filter: Filter) -> mpsc::Receiver<Result<WatchEven
             () = stop.cancelled() => {}
             _ = run(core, filter, events) => {}
         }
+        drop(place);
     });
     stream
 }

@@ -115,39 +115,31 @@ async fn a_log_whose_agent_is_away_is_unavailable_with_a_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_ends_with_the_controller() {
-    let mut world = World::new(1).await;
-    world.create("a").await;
-    let request = LogsRequest { sandbox_id: "a".into(), follow: true, ..Default::default() };
-    let mut stream = world.client.clone().logs(request).await.unwrap().into_inner();
-    stream.message().await.unwrap().unwrap();
-    let reader = tokio::spawn(async move { while let Ok(Some(_)) = stream.message().await {} });
-    world.stop().await;
-    tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn followers_that_go_away_or_do_not_read_on_cost_nobody_the_connection() {
-    let mut world = World::new(1).await;
-    // An agent that is slow under this is not dead.
-    world.timing.agent_lost_after = Duration::from_secs(60);
-    world.restart().await;
-    world.create("a").await;
-    let request = LogsRequest { sandbox_id: "a".into(), follow: true, ..Default::default() };
-    let mut stays = world.client.clone().logs(request.clone()).await.unwrap().into_inner();
-    for _ in 0..40 {
-        let mut together = tokio::task::JoinSet::new();
-        for _ in 0..100 {
-            let (mut client, request) = (world.client.clone(), request.clone());
-            together.spawn(async move {
-                let mut goes = client.logs(request).await.unwrap().into_inner();
-                goes.message().await.unwrap().unwrap();
-            });
+async fn a_log_that_breaks_off_before_its_end_ends_with_an_error() {
+    for agent_goes in [true, false] {
+        let mut world = World::new(1).await;
+        world.create("a").await;
+        let request = LogsRequest { sandbox_id: "a".into(), follow: true, ..Default::default() };
+        let mut stream = world.client.clone().logs(request).await.unwrap().into_inner();
+        stream.message().await.unwrap().unwrap();
+        let reader = tokio::spawn(async move {
+            loop {
+                match stream.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return Some(status),
+                }
+            }
+        });
+        if agent_goes {
+            world.agents[0].kill();
+        } else {
+            world.stop().await;
         }
-        while let Some(gone) = together.join_next().await {
-            gone.unwrap();
-        }
-        stays.message().await.unwrap().unwrap();
+        let status = tokio::time::timeout(Duration::from_secs(20), reader).await.unwrap().unwrap();
+        let status = status.expect("it did not end here");
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.message().contains("breaks off here"), "{}", status.message());
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Script {
     pub refuse: Option<Status>,
     /// What a sandbox writes.
     pub lines: Vec<LogLine>,
+    /// How its log breaks off after that.
+    pub breaks: Option<Status>,
     /// How it ends when its log was read; `None` = it runs on.
     pub exit_code: Option<i32>,
     pub reason: String,
@@ -210,13 +212,16 @@ impl FastPathService for Service {
         self.find(&request.sandbox_id, &request.namespace)?;
         let (send, receive) = tokio::sync::mpsc::channel(4);
         let all = Arc::clone(&self.0);
-        let (lines, exit_code) = {
+        let (lines, exit_code, breaks) = {
             let mut state = all.lock().unwrap();
             state.calls.logs.push(request.clone());
-            (state.script.lines.clone(), state.script.exit_code)
+            (state.script.lines.clone(), state.script.exit_code, state.script.breaks.clone())
         };
         tokio::spawn(async move {
             let _ = send.send(Ok(LogChunk { lines })).await;
+            if let Some(status) = breaks {
+                let _ = send.send(Err(status)).await;
+            }
             if !request.follow {
                 return;
             }
