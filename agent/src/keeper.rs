@@ -7,10 +7,10 @@ use crate::error::{Error, Result};
 use crate::pool::Shelf;
 use crate::spares::{Spare, Spares};
 use crate::{async_fd, lock, new_id};
-use fsb_host::socket;
 use fsb_host::wire::{
     Binding, End, FromKeeper, How, MAX_MESSAGE, Made, Make, MakeFailed, Overlay, Record, ToKeeper, decode, encode,
 };
+use fsb_host::{pidfd, socket};
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use std::collections::HashMap;
@@ -44,7 +44,8 @@ pub(crate) struct Paused {
 
 impl Paused {
     fn new(made: Made, ctl: OwnedFd, pidfd: OwnedFd) -> std::io::Result<Self> {
-        let mounts = File::open(format!("/proc/{}/ns/mnt", made.pid)).ok().map(Arc::new);
+        let mounts = pidfd::open_proc(pidfd.as_fd(), made.pid, "ns/mnt", File::options().read(true));
+        let mounts = mounts.ok().map(Arc::new);
         Ok(Self { made, ctl: async_fd::register(ctl, Interest::READABLE)?, pidfd: Arc::new(pidfd), mounts })
     }
 }

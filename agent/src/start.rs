@@ -238,7 +238,7 @@ async fn hand_over(
     let cwd = if order.spec.working_dir.is_empty() { &image.working_dir } else { &order.spec.working_dir };
     if cwd != "/" {
         let _span = tracing::debug_span!("late").entered();
-        late::create_dir(paused.made.pid, Path::new(cwd)).map_err(|error| match error {
+        late::create_dir(paused.pidfd.as_fd(), paused.made.pid, Path::new(cwd)).map_err(|error| match error {
             late::Error::Gone => Failure::Died,
             late::Error::Dir(errno) => command::chdir_error(cwd, errno as i32).into(),
         })?;

@@ -1,10 +1,13 @@
 //! What is done inside a container after it was made and before its program runs, from outside.
 
 use crate::openat::openat2;
+use crate::pidfd;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, ResolveFlag};
 use nix::sys::stat::{Mode, mkdirat};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
@@ -19,19 +22,19 @@ pub enum Error {
     Dir(Errno),
 }
 
-/// Makes the directory `path` inside the container of process `pid`, with its parents, owned by root, mode 0755, as
+/// Makes the directory `path` inside the container of the process behind `pidfd`, whose id is `pid`, with its parents, owned by root, mode 0755, as
 /// Docker does with a missing WORKDIR. Every look-up takes the container's root as `/` (`RESOLVE_IN_ROOT`), so no
 /// symlink of the image leads out of it. `path` is absolute.
-pub fn create_dir(pid: i32, path: &Path) -> Result<(), Error> {
-    create_dir_in(&root_of(pid)?, path).map_err(Error::Dir)
+pub fn create_dir(pidfd: BorrowedFd<'_>, pid: i32, path: &Path) -> Result<(), Error> {
+    create_dir_in(&root_of(pidfd, pid)?, path).map_err(Error::Dir)
 }
 
 /// The root directory of a process, as its mount namespace sees it.
-fn root_of(pid: i32) -> Result<OwnedFd, Error> {
-    let proc = std::fs::File::open(format!("/proc/{pid}")).map_err(|_| Error::Gone)?;
+fn root_of(pidfd: BorrowedFd<'_>, pid: i32) -> Result<OwnedFd, Error> {
+    let flags = (OFlag::O_PATH | OFlag::O_DIRECTORY).bits();
     // A magic link on purpose: it leads into the other mount namespace (proc_pid_root(5)).
-    openat2(&proc, Path::new("root"), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty(), ResolveFlag::empty())
-        .map_err(|_| Error::Gone)
+    let root = pidfd::open_proc(pidfd, pid, "root", OpenOptions::new().read(true).custom_flags(flags));
+    root.map(OwnedFd::from).map_err(|_| Error::Gone)
 }
 
 fn create_dir_in(root: &OwnedFd, path: &Path) -> nix::Result<()> {
@@ -115,6 +118,14 @@ mod tests {
 
     #[test]
     fn a_process_that_is_gone_is_said_to_be() {
-        assert_eq!(create_dir(i32::MAX, Path::new("/x")), Err(Error::Gone));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pidfd = pidfd::open(child.id() as i32).unwrap();
+        child.wait().unwrap();
+        assert_eq!(create_dir(pidfd.as_fd(), child.id() as i32, Path::new("/x")), Err(Error::Gone));
+        // Its number is another's now.
+        let dir = tempfile::tempdir().unwrap();
+        let other = std::process::id() as i32;
+        assert_eq!(create_dir(pidfd.as_fd(), other, &dir.path().join("x")), Err(Error::Gone));
+        assert!(!dir.path().join("x").exists());
     }
 }

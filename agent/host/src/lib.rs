@@ -11,6 +11,7 @@ pub mod late;
 pub mod layer;
 pub mod memfd;
 pub mod mount;
+pub mod oom;
 pub mod openat;
 pub mod park;
 pub mod paths;

@@ -21,7 +21,6 @@ pub struct Plan {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
-    pub oom_score_adj: u32,
     pub masked: Vec<String>,
     pub readonly: Vec<String>,
     /// An array of `struct sock_filter`.
@@ -38,7 +37,6 @@ impl Plan {
         for id in [self.uid, self.gid, self.groups.len() as u32].iter().chain(&self.groups) {
             bytes.extend(id.to_le_bytes());
         }
-        bytes.extend(self.oom_score_adj.to_le_bytes());
         for paths in [&self.masked, &self.readonly] {
             bytes.extend((paths.len() as u32).to_le_bytes());
             for path in paths {

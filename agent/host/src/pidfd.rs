@@ -2,6 +2,8 @@
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Opens the process `pid`. It becomes readable when the process has ended.
@@ -25,6 +27,13 @@ pub fn ended(pidfd: BorrowedFd<'_>) -> bool {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
+}
+
+/// Opens `file` of the process behind `pidfd`, whose id is `pid`, in /proc. A number may be another process's by now:
+/// that it was still this one's is certain only if this one lives after the open. `ESRCH` if it does not.
+pub fn open_proc(pidfd: BorrowedFd<'_>, pid: i32, file: &str, options: &OpenOptions) -> io::Result<File> {
+    let opened = options.open(format!("/proc/{pid}/{file}"));
+    if ended(pidfd) { Err(Errno::ESRCH.into()) } else { opened }
 }
 
 /// Whether the process behind `pidfd`, whose id is `pid`, runs a program. One that is on its way out does not: it lets

@@ -117,7 +117,11 @@ pub fn is_child(pidfd: impl AsFd) -> bool {
 pub fn children() -> io::Result<Vec<i32>> {
     let mut pids = Vec::new();
     for task in std::fs::read_dir("/proc/self/task")? {
-        let text = std::fs::read_to_string(task?.path().join("children"))?;
+        let text = match std::fs::read_to_string(task?.path().join("children")) {
+            // A thread that has ended meanwhile, a worker of the kernel's for io_uring among them.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+            text => text?,
+        };
         pids.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
     }
     Ok(pids)
@@ -164,6 +168,29 @@ mod tests {
         assert_eq!(reap(pid).unwrap(), Exit { code: Some(0), signal: None });
         assert!(!is_child(&pidfd));
         assert_eq!(reap(pid), Err(Errno::ECHILD));
+    }
+
+    #[test]
+    fn children_are_listed_while_threads_come_and_go() {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let over = std::sync::Arc::new(AtomicBool::new(false));
+        let churn = {
+            let over = over.clone();
+            std::thread::spawn(move || {
+                while !over.load(Ordering::SeqCst) {
+                    let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(|| ())).collect();
+                    threads.into_iter().for_each(|thread| thread.join().unwrap());
+                }
+            })
+        };
+        let listed: Vec<_> = (0..2000).map(|_| children()).collect();
+        over.store(true, Ordering::SeqCst);
+        churn.join().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for pids in listed {
+            assert!(pids.unwrap().contains(&(child.id() as i32)));
+        }
     }
 
     #[test]

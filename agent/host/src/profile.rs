@@ -2,6 +2,8 @@
 
 use crate::wire::Profile;
 use caps::Capability;
+use std::path::Path;
+use std::sync::LazyLock;
 
 /// Docker's default capabilities without NET_RAW, and without MKNOD.
 pub const CAPABILITIES: [Capability; 12] = [
@@ -54,8 +56,9 @@ pub const fn mask(capabilities: &[Capability]) -> u64 {
 /// The bits of what the default profile allows where device nodes are policed.
 pub const DEFAULT_MASK: u64 = mask(&CAPABILITIES) | mask(&[Capability::CAP_MKNOD]);
 
-/// Docker's masked paths.
-pub const MASKED: [&str; 12] = [
+/// Docker's masked paths that are the same everywhere (`defaultLinuxMaskedPaths` in daemon/pkg/oci/defaults.go of
+/// moby 28.1 and later).
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -70,15 +73,48 @@ pub const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 
+/// All of Docker's masked paths on this machine, looked for once: the ones above, and what each processor tells of its
+/// temperature, which shows what others compute (GHSA-6fw5-f8r9-fgfm).
+pub fn masked() -> &'static [String] {
+    static ALL: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let everywhere = MASKED.iter().map(|path| (*path).to_owned());
+        everywhere.chain(thermal_throttles(Path::new("/sys/devices/system/cpu"))).collect()
+    });
+    &ALL
+}
+
+/// `cpuN/thermal_throttle` of every processor that has one.
+fn thermal_throttles(processors: &Path) -> Vec<String> {
+    let number = |name: &str| name.strip_prefix("cpu")?.parse::<u32>().ok();
+    let entries = std::fs::read_dir(processors).into_iter().flatten().flatten();
+    let mut numbers: Vec<u32> = entries.filter_map(|entry| number(entry.file_name().to_str()?)).collect();
+    numbers.sort_unstable();
+    let paths = numbers.into_iter().map(|number| processors.join(format!("cpu{number}/thermal_throttle")));
+    paths.filter(|path| path.exists()).map(|path| path.display().to_string()).collect()
+}
+
 /// Docker's read-only paths.
 pub const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Sandboxes are killed before daemons when the node runs out of memory.
-pub const OOM_SCORE_ADJ: u32 = 500;
+pub const OOM_SCORE_ADJ: i32 = 500;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_every_processor_tells_of_its_temperature_is_masked() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["cpu0/thermal_throttle", "cpu10/thermal_throttle", "cpu2/thermal_throttle", "cpu3/cache"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        std::fs::create_dir_all(dir.path().join("cpufreq/thermal_throttle")).unwrap();
+        let of = |name: &str| dir.path().join(name).join("thermal_throttle").display().to_string();
+        assert_eq!(thermal_throttles(dir.path()), ["cpu0", "cpu2", "cpu10"].map(of));
+        let there = thermal_throttles(Path::new("/sys/devices/system/cpu"));
+        assert!(masked().ends_with(&there) && masked().len() == MASKED.len() + there.len());
+    }
 
     #[test]
     fn the_bits_are_those_of_the_kernel() {

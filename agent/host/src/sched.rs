@@ -24,14 +24,18 @@ struct Attributes {
     period: u64,
 }
 
-/// Gives this thread, and those that it makes from here on, a short slice.
+/// Gives this thread, and those that it makes from here on, a short slice. A parked process takes the usual one back
+/// itself before it becomes the user's program (`usual_slice` in fsb-park).
 pub fn short_slice() -> nix::Result<()> {
-    set(0, SHORT)
-}
-
-/// Gives the first thread of a process the slice that everybody has.
-pub fn usual_slice(pid: i32) -> nix::Result<()> {
-    set(pid, Duration::ZERO)
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        runtime: SHORT.as_nanos() as u64,
+        ..Default::default()
+    };
+    // SAFETY: the kernel reads `size` bytes, which is what the struct has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
+    Ok(())
 }
 
 /// The slice of a process's first thread, 0 = this thread: what it was given, or the usual one. Zero on kernels that
@@ -45,24 +49,12 @@ pub fn slice(pid: i32) -> nix::Result<Duration> {
     Ok(Duration::from_nanos(attributes.runtime))
 }
 
-fn set(pid: i32, slice: Duration) -> nix::Result<()> {
-    let attributes = Attributes {
-        size: size_of::<Attributes>() as u32,
-        policy: libc::SCHED_OTHER as u32,
-        runtime: slice.as_nanos() as u64,
-        ..Default::default()
-    };
-    // SAFETY: the kernel reads `size` bytes, which is what the struct has.
-    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attributes, 0) })?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_short_slice_is_inherited_and_taken_back() {
+    fn a_short_slice_is_inherited_and_nobody_elses() {
         let usual = slice(0).unwrap();
         let child = std::thread::spawn(|| {
             short_slice().unwrap();
@@ -71,13 +63,10 @@ mod tests {
         let mut child = child.join().unwrap();
         let pid = child.id() as i32;
         let inherited = slice(pid).unwrap();
-        usual_slice(pid).unwrap();
-        let after = slice(pid).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         // A kernel without slices says zero to all.
         assert_eq!(inherited, if usual.is_zero() { Duration::ZERO } else { SHORT });
-        assert_eq!(after, usual);
         assert_eq!(slice(0).unwrap(), usual, "another thread's is its own");
     }
 }

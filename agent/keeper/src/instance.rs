@@ -8,7 +8,7 @@ use crate::table::Entry;
 use crate::{agent, sweep};
 use fsb_host::process::{self, Exit};
 use fsb_host::wire::{End, FromKeeper, Made, MakeFailed, Stage};
-use fsb_host::{cgroup, pidfd, sched};
+use fsb_host::{cgroup, pidfd};
 use nix::sys::signal::Signal;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -123,10 +123,6 @@ fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe, at_ms: Option
             {
                 entry.handles.ctl = None;
                 debug!(instance = id, "started");
-                // The short slice was for the start. The number is its own for as long as nobody has reaped it.
-                if entry.alive {
-                    let _ = sched::usual_slice(entry.record.made.pid);
-                }
                 // The agent first: its client waits for this.
                 agent::tell(keeper, FromKeeper::Started { id: id.to_owned(), at_ms }, Vec::new());
                 // One that has died meanwhile is written with its end.

@@ -50,10 +50,14 @@ pub(crate) async fn run(keeper: &Rc<Keeper>) {
 async fn kill_all() {
     let end = Instant::now() + LAST;
     loop {
-        let children = process::children().unwrap_or_default();
-        if children.is_empty() {
-            return;
-        }
+        let children = match process::children() {
+            Ok(children) if children.is_empty() => return,
+            Ok(children) => children,
+            Err(error) => {
+                warn!(%error, "children cannot be listed");
+                Vec::new()
+            }
+        };
         if Instant::now() >= end {
             warn!(pids = ?children, "killed children do not end");
             return;

@@ -37,7 +37,6 @@ pub unsafe extern "C" fn main(_argc: i32, _argv: *const *const u8) -> i32 {
     let Some(plan) = n.and_then(|n| Plan::read(&buffer[..n])) else { sys::exit(124) };
     sys::reset_signals();
     sys::set_cloexec(CTL_FD);
-    sys::raise_oom_score(plan.oom_score_adj);
     match plan.mode {
         Mode::Mould => mould::serve(&plan),
         Mode::Park => {

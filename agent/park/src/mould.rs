@@ -219,11 +219,9 @@ fn devices(must: &impl Fn(bool, u32)) {
     must(mount(c"mqueue", c"dev/mqueue", c"mqueue", flags, None), const { step("mount /dev/mqueue") });
 }
 
-/// Read-only and masked paths below /proc; those below /sys came with the mould's /sys. The masks come first, as
-/// libcontainer has it. A path that this kernel lacks is passed over.
+/// Read-only and masked paths below /proc; those below /sys came with the mould's /sys. A path that this kernel lacks is passed over.
 fn protect(plan: &Plan<'_>, must: &impl Fn(bool, u32)) {
-    let below_proc = |path: &&CStr| path.to_bytes().starts_with(b"/proc/");
-    for path in plan.readonly().filter(below_proc) {
+    for path in plan.readonly() {
         let bind = (libc::MS_BIND | libc::MS_REC) as u64;
         if !sys::mount(Some(path), path, None, bind, None) {
             must(sys::errno() == libc::ENOENT, const { step("protect path") });
@@ -232,7 +230,7 @@ fn protect(plan: &Plan<'_>, must: &impl Fn(bool, u32)) {
         let read_only = bind | (libc::MS_REMOUNT | libc::MS_RDONLY) as u64 | NOSUID | NODEV | NOEXEC;
         must(sys::mount(None, path, None, read_only, None), const { step("protect path") });
     }
-    for path in plan.masked().filter(below_proc) {
+    for path in plan.masked() {
         let hidden = sys::mount(Some(c"/dev/null"), path, None, libc::MS_BIND as u64, None)
             || match sys::errno() {
                 libc::ENOENT => true,

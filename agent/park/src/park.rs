@@ -48,6 +48,7 @@ pub(crate) fn park() -> ! {
     // SAFETY: one static byte. The reader is the keeper, which keeps the pipe empty.
     unsafe { libc::write(STARTED_FD, [STARTED_EXEC].as_ptr().cast(), 1) };
     let Some(program) = strings.args().next() else { refuse(Stage::Protocol) };
+    sys::usual_slice();
     execute(program, strings.envs(), args.as_ptr(), envs.as_ptr());
     refuse(Stage::Exec)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic u32 | mode u8 | bounding, effective, permitted, inheritable u64 | uid, gid u32 | n u32 | n × group u32
-//! | oom_score_adj u32 | n u32 | n × masked path NUL | n u32 | n × read-only path NUL | bytes u32 | seccomp filter
+//! | n u32 | n × masked path NUL | n u32 | n × read-only path NUL | bytes u32 | seccomp filter
 //! ```
 
 use crate::read::Reader;
@@ -35,8 +35,6 @@ pub struct Plan<'a> {
     pub uid: u32,
     pub gid: u32,
     groups: &'a [u8],
-    /// 0 to 1000.
-    pub oom_score_adj: u32,
     masked: &'a [u8],
     readonly: &'a [u8],
     /// `struct sock_filter` array.
@@ -70,7 +68,6 @@ impl<'a> Plan<'a> {
                 }
                 reader.bytes(n * 4)?
             },
-            oom_score_adj: reader.u32()?,
             masked: strings(&mut reader)?,
             readonly: strings(&mut reader)?,
             seccomp: {
@@ -86,12 +83,12 @@ impl<'a> Plan<'a> {
         self.groups.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
     }
 
-    /// Paths of the container that are hidden.
+    /// Paths of the container below /proc that are hidden.
     pub fn masked(&self) -> impl Iterator<Item = &'a CStr> + use<'a> {
         iterate(self.masked)
     }
 
-    /// Paths of the container that are read-only.
+    /// Paths of the container below /proc that are read-only.
     pub fn readonly(&self) -> impl Iterator<Item = &'a CStr> + use<'a> {
         iterate(self.readonly)
     }

@@ -148,24 +148,13 @@ pub(crate) fn reset_signals() {
     }
 }
 
-/// A sandbox is killed before a daemon when the node runs out of memory. Raising needs no privilege (proc(5)).
-pub(crate) fn raise_oom_score(score: u32) {
-    let mut text = [0u8; 4];
-    let (mut at, mut rest) = (4, score.min(1000));
-    loop {
-        at -= 1;
-        text[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    // SAFETY: constant path, and a buffer of the length given.
-    unsafe {
-        let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-        libc::write(fd, text[at..].as_ptr().cast(), 4 - at);
-        libc::close(fd);
-    }
+/// From the short slice that carried the start along to the one that everybody has, with the usual policy and nice value:
+/// what the program sets itself stays (sched_setattr(2)).
+pub(crate) fn usual_slice() {
+    // struct sched_attr in its first form: its size, and zero for SCHED_OTHER, nice 0 and the kernel's own slice.
+    let attributes = [48u64, 0, 0, 0, 0, 0];
+    // SAFETY: the kernel reads as many bytes as the first field says.
+    unsafe { libc::syscall(libc::SYS_sched_setattr, 0, attributes.as_ptr(), 0) };
 }
 
 pub(crate) fn no_new_privs() -> bool {

@@ -11,7 +11,7 @@ use fsb_host::openat::openat2;
 use fsb_host::park::{self, Mode, Plan};
 use fsb_host::paths::Paths;
 use fsb_host::wire::{How, Made, Make, Overlay, Recipe};
-use fsb_host::{mount, profile, socket};
+use fsb_host::{mount, oom, profile, socket};
 use nix::fcntl::{OFlag, ResolveFlag};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode as FileMode;
@@ -30,11 +30,12 @@ const CAST_PLUGINS: usize = 16;
 /// Makes paused containers, of one kind of runtime.
 pub trait Filler {
     /// Makes one. A cast is on its way until it says that it is parked ([`park::ready`]); what libcontainer makes is
-    /// parked. On an error nothing of it is left.
+    /// parked. On an error what there is of it is left to [`undo`](Self::undo).
     fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure>;
 
-    /// Removes what there is of a container that failed on its way.
-    fn undo(&self, id: &str);
+    /// Removes what there is of a container that failed on its way, without waiting. An error says what is left, which
+    /// may go a moment later: a process that was killed half-made lets go of its cgroup some milliseconds after that.
+    fn undo(&self, id: &str) -> Result<()>;
 }
 
 /// The keeper's ends of a paused container.
@@ -148,6 +149,7 @@ impl Containers {
         umount2(&merged, MntFlags::MNT_DETACH)?;
         std::fs::remove_dir(&merged)?;
         let parked = made?;
+        oom::raise(parked.pidfd.as_fd(), parked.pid, profile::OOM_SCORE_ADJ).context("raise oom_score_adj")?;
         // libcontainer has made a cgroup of its own for device rules; those of all sandboxes are the same.
         self.seen.police_devices(parked.pid)?;
         if let Some(devices) = self.seen.devices() {
@@ -220,43 +222,27 @@ impl Pipes {
 
 impl Filler for Containers {
     fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure> {
-        let prepared = self.prepare(make);
-        let filled = prepared.and_then(|(mut container, reads)| {
-            let how = make.how.unwrap_or(if castable(&make.recipe) { How::Cast } else { How::Libcontainer });
-            let made = match how {
-                How::Cast if !castable(&make.recipe) => Err(anyhow::anyhow!("a cast cannot make this recipe")),
-                How::Cast => self.cast(make, &mut container, announce),
-                How::Libcontainer => self.by_libcontainer(make, &mut container),
-            };
-            let stage = if how == How::Cast { "cast" } else { "libcontainer" };
-            let (pid, pidfd) = made.map_err(|error| Failure { stage, error })?;
-            let Some(ctl) = container.ctl.take() else {
-                return Err(Failure { stage, error: anyhow::anyhow!("no control socket") });
-            };
-            let made = Made {
-                id: make.id.clone(),
-                pid,
-                how,
-                recipe: make.recipe.clone(),
-                cgroups: self.tree.sandbox(&make.id),
-            };
-            let Reads { stdout, stderr, started } = reads;
-            Ok((made, Ends { ctl, pidfd, stdout, stderr, started }))
-        });
-        if filled.is_err() {
-            self.undo(&make.id);
-        }
-        filled
+        let (mut container, reads) = self.prepare(make)?;
+        let how = make.how.unwrap_or(if castable(&make.recipe) { How::Cast } else { How::Libcontainer });
+        let made = match how {
+            How::Cast if !castable(&make.recipe) => Err(anyhow::anyhow!("a cast cannot make this recipe")),
+            How::Cast => self.cast(make, &mut container, announce),
+            How::Libcontainer => self.by_libcontainer(make, &mut container),
+        };
+        let stage = if how == How::Cast { "cast" } else { "libcontainer" };
+        let (pid, pidfd) = made.map_err(|error| Failure { stage, error })?;
+        let Some(ctl) = container.ctl.take() else {
+            return Err(Failure { stage, error: anyhow::anyhow!("no control socket") });
+        };
+        let made =
+            Made { id: make.id.clone(), pid, how, recipe: make.recipe.clone(), cgroups: self.tree.sandbox(&make.id) };
+        let Reads { stdout, stderr, started } = reads;
+        Ok((made, Ends { ctl, pidfd, stdout, stderr, started }))
     }
 
-    fn undo(&self, id: &str) {
-        // A process that was killed half-made lets go of its cgroup some milliseconds later.
-        if let Err(error) = cgroup::remove(&self.seen.sandbox(id), Duration::from_millis(500)) {
-            tracing::warn!(id, %error, "a cgroup is left to the agent's sweep");
-        }
-        if let Err(error) = fsb_host::layer::remove(&self.paths.layer(id)) {
-            tracing::warn!(id, %error, "a layer is left to the agent's sweep");
-        }
+    fn undo(&self, id: &str) -> Result<()> {
+        fsb_host::layer::remove(&self.paths.layer(id)).context("its layer")?;
+        cgroup::remove(&self.seen.sandbox(id), Duration::ZERO).context("its cgroup")
     }
 }
 

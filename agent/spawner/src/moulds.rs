@@ -2,12 +2,12 @@
 
 use crate::runtime::{self, Parked};
 use crate::spec;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use fsb_files::Access;
 use fsb_host::cgroup::Tree;
 use fsb_host::park::Mode;
 use fsb_host::wire::{Profile, Recipe, Runtime, User};
-use fsb_host::{mount, profile};
+use fsb_host::{mount, oom, profile};
 use nix::mount::{MntFlags, umount2};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -82,6 +82,8 @@ impl Moulds {
         std::fs::remove_dir(&root)?;
         tracing::info!(user = ?key.user, mould = id, ok = made.is_ok(), "mould");
         let parked = made?;
+        // Once, for all that it casts.
+        oom::raise(parked.pidfd.as_fd(), parked.pid, profile::OOM_SCORE_ADJ).context("raise oom_score_adj")?;
         // What it casts stands where it stands in every controller that is not joined one by one.
         self.seen.police_devices(parked.pid)?;
         Ok(parked)

@@ -23,6 +23,35 @@ struct Cast {
     until: Instant,
 }
 
+/// How long what is left of a failed container is tried to be removed, and how often. Then it is the agent's sweep's.
+const UNDO: Duration = Duration::from_millis(500);
+const UNDO_AGAIN: Duration = Duration::from_millis(5);
+
+/// A container that failed, of which something may be left. It is told when that has gone.
+struct Undo {
+    id: String,
+    failure: Failure,
+    until: Instant,
+}
+
+impl Undo {
+    fn new(id: String, failure: Failure) -> Self {
+        Self { id, failure, until: Instant::now() + UNDO }
+    }
+
+    /// Tries it. Returns whether it is over, one way or the other.
+    fn attempt(&self, filler: &dyn Filler) -> bool {
+        match filler.undo(&self.id) {
+            Ok(()) => true,
+            Err(_) if Instant::now() < self.until => false,
+            Err(error) => {
+                tracing::warn!(id = self.id, "left to the agent's sweep: {error:#}");
+                true
+            }
+        }
+    }
+}
+
 /// Serves until the keeper is gone.
 pub fn serve(keeper: BorrowedFd<'_>, filler: &mut dyn Filler) -> Result<()> {
     serve_within(keeper, filler, PATIENCE)
@@ -32,10 +61,15 @@ fn serve_within(keeper: BorrowedFd<'_>, filler: &mut dyn Filler, patience: Durat
     // More would only take turns.
     let most = std::thread::available_parallelism().map_or(2, |processors| processors.get().max(2));
     let (mut urgent, mut refills, mut casts) = (VecDeque::new(), VecDeque::new(), Vec::<Cast>::new());
+    let mut undos = Vec::<Undo>::new();
     let mut buffer = vec![0; MAX_MESSAGE];
     loop {
+        for undo in undos.extract_if(.., |undo| undo.attempt(filler)) {
+            failed(keeper, undo.id, undo.failure)?;
+        }
         let work = casts.len() < most && !(urgent.is_empty() && refills.is_empty());
-        let wait = if work { PollTimeout::ZERO } else { until(casts.iter().map(|cast| cast.until).min()) };
+        let again = (!undos.is_empty()).then(|| Instant::now() + UNDO_AGAIN);
+        let wait = if work { PollTimeout::ZERO } else { until(casts.iter().map(|cast| cast.until).chain(again).min()) };
         let mut fds = vec![PollFd::new(keeper, PollFlags::POLLIN)];
         fds.extend(casts.iter().map(|cast| PollFd::new(cast.ends.ctl.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, wait) {
@@ -46,7 +80,7 @@ fn serve_within(keeper: BorrowedFd<'_>, filler: &mut dyn Filler, patience: Durat
         let spoke: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
         let mut spoke = spoke.into_iter();
         for cast in casts.extract_if(.., |cast| spoke.next().unwrap_or(false) || cast.until <= now) {
-            arrived(keeper, filler, cast)?;
+            undos.extend(arrived(keeper, cast)?);
         }
         // All that has come, so that what is urgent is known.
         loop {
@@ -63,8 +97,13 @@ fn serve_within(keeper: BorrowedFd<'_>, filler: &mut dyn Filler, patience: Durat
         if casts.len() < most
             && let Some(make) = urgent.pop_front().or_else(|| refills.pop_front())
         {
+            if let Err(error) = validate(&make) {
+                // Nothing is undone either: its id may be a path.
+                failed(keeper, make.id, Failure { stage: "recipe", error })?;
+                continue;
+            }
             match begin(keeper, filler, &make) {
-                Err(failure) => failed(keeper, make.id, failure)?,
+                Err(failure) => undos.push(Undo::new(make.id, failure)),
                 Ok((made, ends)) if made.how == How::Cast => {
                     casts.push(Cast { made, ends, until: Instant::now() + patience });
                 }
@@ -85,19 +124,17 @@ fn begin(keeper: BorrowedFd<'_>, filler: &mut dyn Filler, make: &Make) -> Result
         // If the keeper is gone, so are we, at the next message.
         let _ = tell(keeper, &FromSpawner::Mould { pid }, &[]);
     };
-    validate(make).map_err(|error| Failure { stage: "recipe", error })?;
     filler.fill(make, &mut announce)
 }
 
-/// A cast has said something, has ended, or its time is over.
-fn arrived(keeper: BorrowedFd<'_>, filler: &mut dyn Filler, cast: Cast) -> Result<()> {
+/// A cast has said something, has ended, or its time is over. Returns what is to be undone.
+fn arrived(keeper: BorrowedFd<'_>, cast: Cast) -> Result<Option<Undo>> {
     match park::ready(cast.ends.ctl.as_fd(), 0) {
-        Ok(()) => deliver(keeper, cast.made, &cast.ends),
+        Ok(()) => deliver(keeper, cast.made, &cast.ends).map(|()| None),
         Err(error) => {
             let _ = pidfd::kill(&cast.ends.pidfd, Signal::SIGKILL);
-            filler.undo(&cast.made.id);
             let error = anyhow::Error::new(error).context("cast");
-            failed(keeper, cast.made.id, Failure { stage: "cast", error })
+            Ok(Some(Undo::new(cast.made.id, Failure { stage: "cast", error })))
         }
     }
 }
@@ -134,6 +171,8 @@ mod tests {
         begun: Vec<OwnedFd>,
         processes: Vec<Child>,
         undone: Vec<String>,
+        /// Of these something is left for as long as they are in here.
+        stuck: Vec<String>,
     }
 
     /// Begins containers of which the test says when they are parked.
@@ -153,8 +192,11 @@ mod tests {
             Ok((Made { id: make.id.clone(), pid, how: How::Cast, recipe, cgroups }, ends))
         }
 
-        fn undo(&self, id: &str) {
-            self.0.lock().unwrap().undone.push(id.to_owned());
+        fn undo(&self, id: &str) -> Result<()> {
+            let mut seen = self.0.lock().unwrap();
+            anyhow::ensure!(!seen.stuck.iter().any(|stuck| stuck == id), "busy");
+            seen.undone.push(id.to_owned());
+            Ok(())
         }
     }
 
@@ -216,6 +258,33 @@ mod tests {
         assert!(seen.undone.is_empty());
         for process in &mut seen.processes {
             assert!(process.try_wait().unwrap().is_none());
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_failed_container_that_is_slow_to_go_holds_up_no_other() {
+        let (keeper, seen) = start(Duration::from_secs(60));
+        seen.lock().unwrap().stuck.push(id(0));
+        let asked = Instant::now();
+        ask(&keeper, 0);
+        begun(&seen, 1);
+        seen.lock().unwrap().begun[0] = std::fs::File::open("/dev/null").unwrap().into();
+        for number in 1..20 {
+            ask(&keeper, number);
+            begun(&seen, number as usize + 1);
+            let inner = seen.lock().unwrap().begun[number as usize].try_clone().unwrap();
+            socket::send(&inner, park::READY, &[], MsgFlags::empty()).unwrap();
+            let (FromSpawner::Made(made), _) = answer(&keeper) else { panic!("not made") };
+            assert_eq!(made.id, id(number));
+        }
+        assert!(seen.lock().unwrap().undone.is_empty());
+        // It is told when its time is over, and not before.
+        let (FromSpawner::MakeFailed(failed), _) = answer(&keeper) else { panic!("not failed") };
+        assert_eq!(failed.id, id(0));
+        assert!(asked.elapsed() >= UNDO && seen.lock().unwrap().undone.is_empty());
+        for process in &mut seen.lock().unwrap().processes {
             process.kill().unwrap();
             process.wait().unwrap();
         }

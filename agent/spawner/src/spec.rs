@@ -1,7 +1,7 @@
 //! OCI runtime specs: of a container that libcontainer makes, and of a mould.
 
 use caps::Capability;
-use fsb_host::profile::{self, MASKED, MOULD_CAPABILITIES, READONLY};
+use fsb_host::profile::{self, MOULD_CAPABILITIES, READONLY};
 use fsb_host::wire::{Plugin, User};
 use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ fn base(root: &Path, cgroup: &str, host: &str) -> Value {
             // No network namespace: it is the agent's, in which the spawner stands.
             "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" }],
             "resources": {},
-            "maskedPaths": MASKED,
+            "maskedPaths": profile::masked(),
             "readonlyPaths": READONLY,
         },
     })
@@ -115,8 +115,8 @@ pub fn plan(
         uid: user.uid,
         gid: user.gid,
         groups: user.groups.clone(),
-        oom_score_adj: profile::OOM_SCORE_ADJ,
-        masked: MASKED.map(str::to_owned).to_vec(),
+        // Those below /sys come with the mould's /sys.
+        masked: profile::masked().iter().filter(|path| path.starts_with("/proc/")).cloned().collect(),
         readonly: READONLY.map(str::to_owned).to_vec(),
         seccomp: seccomp.to_vec(),
     }

@@ -19,7 +19,7 @@ echo "# stat"; cut -d' ' -f 4-8,18,19,38,40,41 /proc/self/stat; for f in oom_sco
 echo "# dev"; ls -lan /dev /dev/pts /dev/shm /dev/mqueue | sed 's/[A-Z][a-z][a-z] [ 0-9][0-9] [0-9:]*//; s/^total.*//'
 echo "# root"; ls -lan / /etc | sed 's/[A-Z][a-z][a-z] [ 0-9][0-9] [0-9:]*//; s/^total.*//; s/^\(dr-xr-xr-x\) *[0-9]* \(.*proc\)$/\1 \2/'
 echo "# plugins"; ls -lanR /.fs 2>&1 | sed 's/[A-Z][a-z][a-z] [ 0-9][0-9] [0-9:]*//; s/^total.*//'; echo x 2>&1 > /.fs/tool && echo written
-echo "# masks"; for p in /proc/acpi /proc/asound /proc/interrupts /proc/keys /proc/timer_list /proc/kcore /proc/sched_debug /proc/scsi /sys/firmware /sys/devices/virtual/powercap; do [ -e $p ] && { ls -land $p | cut -c1-30; wc -c < $p; ls -A $p | wc -l; }; done 2>&1
+echo "# masks"; for p in /proc/acpi /proc/asound /proc/interrupts /proc/keys /proc/timer_list /proc/kcore /proc/sched_debug /proc/scsi /sys/firmware /sys/devices/virtual/powercap /sys/devices/system/cpu/cpu*/thermal_throttle; do [ -e $p ] && { ls -land $p | cut -c1-30; wc -c < $p; ls -A $p | wc -l; }; done 2>&1
 echo "# read-only"; for p in /proc/bus/x /proc/sys/kernel/domainname /proc/irq/default_smp_affinity /proc/sysrq-trigger /sys/kernel/x /proc/fs/x; do echo 1 > $p; done 2>&1
 echo "# may"; mount -t tmpfs x /tmp 2>&1; mknod /tmp/n c 1 3 2>&1 && echo node; mknod /tmp/d b 8 0 2>&1 && dd if=/tmp/d bs=1 count=1 2>&1 | head -1; hostname z 2>&1
 for n in pid ipc uts mnt net user cgroup time; do readlink /proc/self/ns/$n | sed 's/[0-9][0-9]*/N/'; done; ls /sys/fs/cgroup | wc -l; ls -la /proc/1/exe /proc/1/cwd /proc/1/root 2>&1 | sed 's/.* \/proc/\/proc/'

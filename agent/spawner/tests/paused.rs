@@ -5,6 +5,7 @@ mod common;
 
 use common::{Paused, Spawner};
 use fsb_host::handoff::{Outcome, Stage};
+use fsb_host::sched;
 use fsb_host::wire::{How, Make, Overlay, Plugin, Recipe, User};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -306,6 +307,43 @@ fn what_is_asked_for_wrongly_is_refused_and_leaves_nothing() {
     let paused = spawner.request(recipe, None).unwrap();
     assert_eq!(paused.made.how, How::Cast);
     spawner.finish(paused, true);
+}
+
+#[test]
+fn a_program_begins_with_the_slice_that_everybody_has() {
+    let mut spawner = Spawner::start();
+    let usual = sched::slice(0).unwrap();
+    for how in BOTH {
+        let mut paused = spawner.make(spawner.recipe(), how);
+        // A kernel without slices says zero to all.
+        let short = if usual.is_zero() { usual } else { sched::SHORT };
+        assert_eq!(sched::slice(paused.made.pid).unwrap(), short, "the start is carried along by a short one");
+        paused.start(&["sleep", "100"], &["PATH=/bin"], "/").unwrap();
+        assert_eq!(sched::slice(paused.made.pid).unwrap(), usual);
+        spawner.finish(paused, true);
+    }
+}
+
+#[test]
+fn where_the_node_may_set_the_least_oom_score_no_sandbox_lowers_its_own() {
+    const TRIES: &str = "cat /proc/self/oom_score_adj; echo 499 > /proc/self/oom_score_adj && echo lowered; \
+                         echo 700 > /proc/self/oom_score_adj && echo 500 > /proc/self/oom_score_adj && echo as before";
+    // CAP_SYS_RESOURCE (capabilities(7)).
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    let may = u64::from_str_radix(effective, 16).unwrap() >> 24 & 1 == 1;
+    let mut spawner = Spawner::start();
+    for how in BOTH {
+        for user in [User::default(), User { uid: 1000, gid: 1000, groups: vec![] }] {
+            let mut paused = spawner.make(Recipe { user, ..spawner.recipe() }, how);
+            let said = paused.sh(TRIES);
+            spawner.finish(paused, false);
+            match may {
+                true => assert!(said.starts_with("500\nas before\n") && said.contains("Permission denied"), "{said}"),
+                false => assert_eq!(said, "500\nlowered\nas before\n", "README's Limits and `doctor` say so"),
+            }
+        }
+    }
 }
 
 /// The well-known ways out, each tried by root and by a user, from both kinds of container.

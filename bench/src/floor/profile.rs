@@ -8,11 +8,11 @@ pub(super) const CAPABILITIES: u64 = profile::DEFAULT_MASK;
 
 /// Masked paths that exist here, each with whether it is a directory.
 pub(super) fn masked() -> Vec<(CString, bool)> {
-    profile::MASKED
+    profile::masked()
         .iter()
         .filter_map(|path| {
             let kind = std::fs::metadata(path).ok()?;
-            Some((CString::new(*path).ok()?, kind.is_dir()))
+            Some((CString::new(path.as_str()).ok()?, kind.is_dir()))
         })
         .collect()
 }

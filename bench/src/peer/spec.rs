@@ -52,10 +52,8 @@ pub(super) fn spec(payload: Payload, rootfs: &Path, cgroup: &str) -> Value {
             "cgroupsPath": format!("/{cgroup}"),
             "resources": {"memory": {"limit": DEFAULT_MEMORY_BYTES}, "pids": {"limit": DEFAULT_PIDS}},
             "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
-            "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-                "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi",
-                "/sys/firmware", "/sys/devices/virtual/powercap"],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+            "maskedPaths": fsb_host::profile::masked(),
+            "readonlyPaths": fsb_host::profile::READONLY,
         },
     })
 }

@@ -26,8 +26,9 @@ pub(crate) fn all(dirs: &Dirs) -> Vec<Finding> {
         &read("/sys/fs/cgroup/cgroup.controllers"),
     ));
     findings.extend(programs_found());
-    findings.push(firewall(&program::run("nft", ["list", "chains", "ip"]).unwrap_or_default()));
+    findings.push(firewall(&program::run("nft", ["list", "chains"]).unwrap_or_default()));
     findings.push(namespaces());
+    findings.push(oom_scores(&read("/proc/self/status")));
     findings.push(overlay(&dirs.state));
     findings.push(disk(&dirs.state));
     findings.push(descriptors());
@@ -122,24 +123,17 @@ fn cgroups(proc: &str, mountinfo: &str, v2: &str) -> Finding {
 }
 
 fn programs_found() -> Vec<Finding> {
-    let check = |check: &'static str, names: &[&str], package: &str, needed: bool| {
+    let check = |check: &'static str, names: &[&str], package: &str| {
         let absent: Vec<&str> = names.iter().copied().filter(|name| program::on_path(name).is_none()).collect();
-        match (absent.is_empty(), needed) {
-            (true, _) => Finding::ok(check, "installed"),
-            (false, true) => {
-                Finding::missing(check, format!("no {}", absent.join(", ")), format!("apt-get install {package}"))
-            }
-            (false, false) => Finding::warning(
-                check,
-                format!("no {}", absent.join(", ")),
-                format!("apt-get install {package}, or start with --no-egress"),
-            ),
+        match absent.is_empty() {
+            true => Finding::ok(check, "installed"),
+            false => Finding::missing(check, format!("no {}", absent.join(", ")), format!("apt-get install {package}")),
         }
     };
     vec![
-        check("ip", &["ip"], "iproute2", true),
-        check("util-linux", &["unshare", "nsenter"], "util-linux", true),
-        check("nft", &["nft"], "nftables", false),
+        check("ip", &["ip"], "iproute2"),
+        check("util-linux", &["unshare", "nsenter"], "util-linux"),
+        check("nft", &["nft"], "nftables"),
     ]
 }
 
@@ -155,6 +149,21 @@ fn firewall(chains: &str) -> Finding {
         );
     }
     Finding::ok("firewall", "nobody drops what is forwarded")
+}
+
+/// `status` is /proc/self/status. Only whoever has CAP_SYS_RESOURCE moves the least that a process may lower its
+/// oom_score_adj to.
+fn oom_scores(status: &str) -> Finding {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    if effective.is_some_and(|bits| bits >> CAP_SYS_RESOURCE & 1 == 1) {
+        return Finding::ok("out of memory", "sandboxes are killed before daemons, and cannot change that");
+    }
+    Finding::warning(
+        "out of memory",
+        "no CAP_SYS_RESOURCE: a sandbox can have itself killed as late as the daemons",
+        "start the node with that capability, or leave memory for the daemons: --capacity and --memory",
+    )
 }
 
 fn namespaces() -> Finding {
@@ -308,6 +317,13 @@ mod tests {
         let bad = claims(&["default/a".into(), "team/b".into()]);
         assert!(bad.found.contains("default/a, team/b"), "{bad:?}");
         assert_eq!(verdict(bad), Warning);
+    }
+
+    #[test]
+    fn a_node_that_cannot_keep_oom_scores_up_is_told_so() {
+        assert_eq!(verdict(oom_scores("CapEff:\t000001ffffffffff\n")), Ok);
+        assert_eq!(verdict(oom_scores("CapInh:\t0000000001000000\nCapEff:\t000001fffeffffff\n")), Warning);
+        assert_eq!(verdict(oom_scores("")), Warning);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::node::{Node, eventually, hand_off};
 use fsb_host::wire::{FromKeeper, Record, Stage, ToKeeper};
-use fsb_host::{cgroup, pidfd, sched};
+use fsb_host::{cgroup, pidfd};
 use nix::sys::signal::Signal;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -88,8 +88,6 @@ fn a_quiet_start_is_recorded_when_the_agent_says_so_when_it_ends_or_when_the_age
     agent.started(&said.id);
     let told = Stage::Started { at_ms: 7 };
     eventually("its record", || node.record_file(&said.id).is_some_and(|record| record.stage == told));
-    let usual = sched::slice(0).unwrap();
-    assert_eq!(sched::slice(said.pid).unwrap(), usual, "the short slice was for the start");
 
     let short = node.paused(&agent);
     agent.bind_quietly(&short.id, "short");
