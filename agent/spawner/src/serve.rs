@@ -271,7 +271,7 @@ mod tests {
         ask(&keeper, 0);
         begun(&seen, 1);
         seen.lock().unwrap().begun[0] = std::fs::File::open("/dev/null").unwrap().into();
-        for number in 1..20 {
+        for number in 1..3 {
             ask(&keeper, number);
             begun(&seen, number as usize + 1);
             let inner = seen.lock().unwrap().begun[number as usize].try_clone().unwrap();

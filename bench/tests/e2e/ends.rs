@@ -4,6 +4,7 @@ use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::{LogChunk, LogsRequest, Resources, UpdateRequest, update_request::Update};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
@@ -167,6 +168,64 @@ fn limits_are_real() {
         let text = client.output("small").await;
         assert!(text.contains("No space left"), "{text}");
     });
+    node.finish();
+}
+
+#[test]
+fn half_a_processor_is_half_a_processor() {
+    let node = Node::up(&[]);
+    // Two that would take one each; in hundredths of a second, as proc_pid_stat(5) has them.
+    const SPIN: &str = "yes >/dev/null & yes >/dev/null & sleep 0.2; \
+        look() { cut -d' ' -f1 /proc/uptime; cat /proc/[0-9]*/stat | awk '{ sum += $14 + $15 } END { print sum }'; }; \
+        look; sleep 2; look; kill %1 %2";
+    // Beside busy neighbours it may get less: some tries.
+    let mut shares = Vec::new();
+    for _ in 0..5 {
+        let text = node.ctl_ok(&["run", "--rm", "--image", "busybox", "--cpus", "0.5", "--", "sh", "-c", SPIN]);
+        let [from, ran_then, to, ran_now] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        let number = |text: &str| text.parse::<f64>().unwrap();
+        shares.push((number(ran_now) - number(ran_then)) / 100.0 / (number(to) - number(from)));
+        if (0.4..=0.6).contains(shares.last().unwrap()) {
+            return node.finish();
+        }
+    }
+    panic!("{shares:?} of a processor");
+}
+
+/// Sets nice 10 and SCHED_BATCH as its first act, and looks later.
+const SETS_ITS_OWN: &str = r#"
+#define _GNU_SOURCE
+#include <sched.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
+int main(void)
+{
+    struct sched_param none = { 0 };
+    if (sched_setscheduler(0, SCHED_BATCH, &none) != 0 || setpriority(PRIO_PROCESS, 0, 10) != 0)
+        return 1;
+    usleep(300000);
+    printf("policy %d nice %d\n", sched_getscheduler(0), getpriority(PRIO_PROCESS, 0));
+    return 0;
+}
+"#;
+
+#[test]
+fn a_program_keeps_the_policy_and_the_nice_value_that_it_sets_first() {
+    let node = Node::up(&[]);
+    let (source, root, tar) =
+        (node.root().join("own.c"), node.root().join("own"), node.root().join("own.tar").display().to_string());
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(&source, SETS_ITS_OWN).unwrap();
+    let compiled = Command::new("gcc").args(["-static", "-O1", "-o"]).arg(root.join("own")).arg(&source).status();
+    assert!(compiled.expect("gcc is installed (make setup)").success());
+    assert!(Command::new("tar").arg("-C").arg(&root).args(["-cf", &tar, "."]).status().unwrap().success());
+    node.ctl_ok(&["image", "import", &tar, "--name", "own", "--cmd", "/own"]);
+    // Whatever else is told about a start comes a few milliseconds after it.
+    for _ in 0..5 {
+        // SCHED_BATCH is 3 (sched(7)).
+        assert_eq!(node.ctl_ok(&["run", "--rm", "--image", "own"]), "policy 3 nice 10\n");
+    }
     node.finish();
 }
 

@@ -9,6 +9,7 @@ mod ends;
 mod go_era;
 mod isolation;
 mod journey;
+mod networks;
 mod node;
 mod placement;
 mod private;

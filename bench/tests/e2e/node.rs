@@ -38,8 +38,17 @@ impl Node {
 
     /// [`Node::up`] with variables of a user's environment.
     pub fn up_with(flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::begin(&[&["--no-egress"], flags].concat(), environment)
+    }
+
+    /// [`Node::up`] with a way out for its sandboxes.
+    pub fn up_with_egress(flags: &[&str]) -> Self {
+        Self::begin(flags, &[])
+    }
+
+    fn begin(flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let node = Self::down();
-        let mut command = node.command(&["local", "up", "--no-egress"]);
+        let mut command = node.command(&["local", "up"]);
         let output = command.args(flags).envs(environment.iter().copied()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "fsb-ctl local up: {}\n{said}{}", output.status, node.node_log());
@@ -207,6 +216,8 @@ struct Traces {
     mounts: BTreeSet<String>,
     cgroups: BTreeSet<String>,
     links: BTreeSet<String>,
+    /// nftables' own, without what is in them.
+    tables: BTreeSet<String>,
     processes: BTreeSet<String>,
 }
 
@@ -219,8 +230,10 @@ impl Traces {
         }
         let links = std::fs::read_dir("/sys/class/net").unwrap().flatten();
         let links = links.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let tables = Command::new("nft").args(["list", "tables"]).output().expect("nftables is installed (make setup)");
+        let tables = String::from_utf8_lossy(&tables.stdout).lines().map(str::to_owned).collect();
         let processes = processes().into_iter().filter_map(describe).collect();
-        Self { mounts, cgroups, links, processes }
+        Self { mounts, cgroups, links, tables, processes }
     }
 
     /// What is here, was not before, and is of the node below `root`.
@@ -232,12 +245,14 @@ impl Traces {
         };
         left.extend(new(&self.mounts, &before.mounts).into_iter().filter(|line| line.contains(&name)));
         left.extend(new(&self.processes, &before.processes).into_iter().filter(|line| line.contains(&name)));
-        // Cgroups and links carry a hash of the root in their names.
+        // Cgroups, links and tables carry a hash of the root in their names.
         let hash = format!("fsb{:08x}", fnv1a(root));
         let dashed = hash.replacen("fsb", "fsb-", 1);
-        let own = |line: &String| line.contains(&hash) || line.contains(&dashed);
+        let joined = hash.replacen("fsb", "fsb_", 1);
+        let own = |line: &String| line.contains(&hash) || line.contains(&dashed) || line.contains(&joined);
         left.extend(new(&self.cgroups, &before.cgroups).into_iter().filter(own));
         left.extend(new(&self.links, &before.links).into_iter().filter(own));
+        left.extend(new(&self.tables, &before.tables).into_iter().filter(own));
         left
     }
 }

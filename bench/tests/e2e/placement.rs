@@ -5,8 +5,8 @@ use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::agent::{Source, StatusRequest};
 use fsb_proto::fastpath::watch_event::Event;
 use fsb_proto::fastpath::{
-    ConsistencyMode, CreateRequest, DeleteRequest, FailurePolicy, GetRequest, ListAgentsRequest, ListRequest, LogsRequest,
-    UpdateRequest, WatchRequest,
+    ConsistencyMode, CreateRequest, DeleteRequest, FailurePolicy, GetRequest, ListAgentsRequest, ListRequest,
+    LogsRequest, UpdateRequest, WatchRequest,
 };
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -30,7 +30,7 @@ pub(crate) struct Flags {
     /// Where the agents get their networks from, a /16
     #[arg(long, default_value = "10.213.0.0/16", value_name = "CIDR")]
     pub(crate) subnet: Subnet,
-    /// Leave out forwarding and masquerading: sandboxes reach nothing but this machine
+    /// Leave out forwarding and masquerading: sandboxes reach nothing but each other
     #[arg(long)]
     pub(crate) no_egress: bool,
     /// Keep paused containers for this image

@@ -6,6 +6,9 @@ use fsb_files::Access;
 use crate::tokens;
 use std::path::{Path, PathBuf};
 
+/// Begins the names of every node's links.
+pub(crate) const EVERY_LINK: &str = "fsb";
+
 /// The directories and names of one local node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Dirs {
@@ -144,6 +147,8 @@ mod tests {
     #[test]
     fn two_roots_have_nothing_in_common_and_one_root_is_always_the_same() {
         let (a, b) = (Dirs::of(Some(Path::new("/tmp/no-a"))), Dirs::of(Some(Path::new("/tmp/no-b"))));
+        let own = Dirs::of(None).link;
+        assert!(own.starts_with(EVERY_LINK) && a.link.starts_with(EVERY_LINK) && !a.link.starts_with(&own));
         assert!(a.cgroup != b.cgroup && a.link != b.link && a.table != b.table && a.run != b.run);
         assert_eq!(a, Dirs::of(Some(Path::new("/tmp/../tmp/no-a"))));
     }

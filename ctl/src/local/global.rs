@@ -38,10 +38,16 @@ struct Forwarding {
     nodes: BTreeMap<String, PathBuf>,
 }
 
-/// Turns forwarding on for a node. Only within [`alone`].
-pub(crate) fn forward(dirs: &Dirs) -> Result<()> {
+/// Writes down that a node needs forwarding. Returns whether it was off before the first of them: then what others
+/// forward is none that somebody asked for. Only within [`alone`].
+pub(crate) fn need_forwarding(dirs: &Dirs) -> Result<bool> {
     let next = joined(read(), dirs, settings());
     write(&next)?;
+    Ok(next.was_off())
+}
+
+/// Turns forwarding on. Only within [`alone`], after [`need_forwarding`].
+pub(crate) fn forward() -> Result<()> {
     std::fs::write(SWITCH, "1").context(|| format!("cannot turn forwarding on in {SWITCH}"))
 }
 
@@ -84,6 +90,12 @@ fn write(state: &Forwarding) -> Result<()> {
     fsb_files::write(Path::new(FORWARDING), text, Access::Owner).context(|| format!("cannot write {FORWARDING}"))
 }
 
+impl Forwarding {
+    fn was_off(&self) -> bool {
+        self.before.get(Path::new(SWITCH)).is_none_or(|value| value.trim() == "0")
+    }
+}
+
 fn joined(state: Option<Forwarding>, dirs: &Dirs, before: BTreeMap<PathBuf, String>) -> Forwarding {
     let mut state = state.unwrap_or_else(|| Forwarding { before, nodes: BTreeMap::new() });
     state.nodes.insert(dirs.table.clone(), dirs.run.clone());
@@ -107,6 +119,7 @@ mod tests {
         let state = joined(None, &a, says("0"));
         let state = joined(Some(state), &b, says("1"));
         assert_eq!((&state.before, state.nodes.len()), (&says("0"), 2));
+        assert!(state.was_off(), "for the second one too");
         let state = left(state, &a, |_| true);
         assert_eq!((&state.before, state.nodes.len()), (&says("0"), 1));
         assert!(left(state, &b, |_| true).nodes.is_empty());

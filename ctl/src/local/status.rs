@@ -4,7 +4,7 @@ use super::dirs::Dirs;
 use super::process::Process;
 use super::record::Node;
 use super::tcp::Auth;
-use super::{egress, lock, up};
+use super::{firewall, lock, up};
 use crate::client;
 use crate::config::Settings;
 use crate::error::Result;
@@ -26,6 +26,8 @@ struct Status {
     /// The Fast-Path over TCP.
     tcp: Option<TcpView>,
     directories: Vec<Place>,
+    /// The node's rules are in force: nobody but this machine reaches its sandboxes.
+    firewall: bool,
     egress: bool,
 }
 
@@ -122,6 +124,10 @@ pub(crate) fn run(dirs: &Dirs, settings: &Settings, format: FormatArg) -> Result
         if let Some(tcp) = &status.tcp {
             rows.push(("tcp".into(), format!("{}, {}", tcp.address, tcp.auth.open_to(dirs))));
         }
+        if status.up && !status.firewall {
+            let gone = format!("gone: fsb-ctl local down{0}, then up{0}", dirs.flag());
+            rows.push(("firewall".into(), gone));
+        }
         rows.push(("egress".into(), if status.egress { "open" } else { "closed" }.into()));
         let shown = |place: &&Place| wide || !place.exists || place.path.extension().is_some();
         for place in status.sockets.iter().chain(&status.directories).filter(shown) {
@@ -155,6 +161,7 @@ fn look(dirs: &Dirs, settings: &Settings) -> Result<Status> {
     };
     let healthy = |name: &str| agents.iter().any(|agent: &AgentView| agent.name == name && agent.healthy);
     let all_healthy = node.as_ref().is_some_and(|node| node.agents.iter().all(|agent| healthy(&agent.name)));
+    let firewall = nix::unistd::geteuid().is_root() && firewall::is_in_force(dirs);
     Ok(Status {
         up: all_healthy && processes.iter().all(|process| process.running),
         processes,
@@ -167,7 +174,8 @@ fn look(dirs: &Dirs, settings: &Settings) -> Result<Status> {
             token_file: (tcp.auth == Auth::Tokens).then(|| dirs.tokens()),
         }),
         directories: [&dirs.run, &dirs.state, &dirs.log].map(|path| place(path)).into(),
-        egress: egress::is_open(dirs),
+        egress: firewall && node.is_some_and(|node| node.egress),
+        firewall,
     })
 }
 

@@ -6,7 +6,7 @@ use super::lock::Lock;
 use super::process::Process;
 use super::record::{Addresses, Agent, Keeper, Node};
 use super::tear_down::{Ending, tear_down};
-use super::{capacity, cgroups, controller, egress, global, keeper, mounts, network, sweep};
+use super::{capacity, cgroups, controller, firewall, global, keeper, mounts, network, sweep};
 use crate::client;
 use crate::error::{Context, Failure, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -102,13 +102,12 @@ fn make(flags: &Flags, dirs: &Dirs) -> Result<Node> {
         };
         // Written before anything is made: what is half made can be found.
         node.write(dirs)?;
+        // Before there is a link to go through.
+        firewall::open(dirs, &node.agents, flags.subnet, node.egress)?;
         for agent in &node.agents {
             // Of a node that ended without `down`, by a power cut for example.
             sweep::agent(dirs, &node, agent)?;
             network::make(dirs, agent, flags.subnet, node.egress)?;
-        }
-        if node.egress {
-            egress::open(dirs, &node.agents, flags.subnet)?;
         }
         Ok(node)
     })

@@ -3,7 +3,7 @@
 use super::dirs::Dirs;
 use super::process;
 use super::record::{Keeper, Node};
-use super::{cgroups, egress, environment, global, mounts, network, sweep};
+use super::{cgroups, environment, firewall, global, mounts, network, sweep};
 use crate::error::{Failure, Result};
 use crate::output;
 use nix::sys::signal::Signal;
@@ -42,7 +42,7 @@ pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Res
         try_to(network::unpin(&dirs.netns(&name)));
     }
     try_to(network::remove_links(dirs));
-    try_to(global::alone(|| egress::close(dirs)));
+    try_to(global::alone(|| firewall::close(dirs)));
     let unmounted = mounts::unmount_below(&dirs.run);
     let clear = unmounted.is_ok();
     try_to(unmounted);

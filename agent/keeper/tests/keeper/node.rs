@@ -51,7 +51,10 @@ impl Node {
 
     /// [`Node::start`] below a seccomp filter.
     pub(crate) fn start_below(environment: &[(&str, &str)], filter: Option<Vec<u8>>) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "these tests make containers' cgroups and processes: run them as root");
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests make containers' cgroups and processes: run them as root"
+        );
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let dir = tempfile::Builder::new().prefix("fsbk").tempdir_in("/tmp").unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
