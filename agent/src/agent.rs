@@ -18,8 +18,9 @@ use crate::reaper::Reaper;
 use crate::spares::{self, Spares};
 use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
+use crate::trash::Trash;
 use crate::watch::Hub;
-use crate::{collect, events, lock, lost, plugins, recover, remove};
+use crate::{collect, ended, events, lock, lost, plugins, recover, remove};
 use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
@@ -48,7 +49,8 @@ pub struct Agent {
     pub(crate) logs: Logs,
     pub(crate) metrics: Metrics,
     pub(crate) reaper: Reaper,
-    pub(crate) spares: Spares,
+    pub(crate) spares: Arc<Spares>,
+    pub(crate) trash: Trash,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
     uid: String,
@@ -70,11 +72,13 @@ impl Agent {
         let images = Images::new(store, found.plugins, config.plugin_wrap.as_deref())?;
         let (keeper, welcome, events) = Keeper::connect(keeper).await?;
         let memory = config.memory_limit.unwrap_or_else(|| memory_limit(&config));
+        let spares = Arc::new(Spares::find(&config.paths));
+        let trash = Trash::start(&config.paths, spares.clone()).map_err(|error| Error::io("a thread", &error))?;
         let agent = Arc::new(Self {
             pool: Pool::new(config.make, config.per_image, config.pool_bytes(memory), config.warm_images.clone()),
             ledger: Arc::new(Mutex::new(Ledger::new(config.capacity))),
             instances: Mutex::default(),
-            ended: Mutex::default(),
+            ended: ended::Ended::default(),
             launched: Launched::default(),
             under_way: UnderWay::default(),
             images,
@@ -83,7 +87,8 @@ impl Agent {
             logs: Logs::new(),
             metrics: Metrics::new(),
             reaper: Reaper::new(),
-            spares: Spares::find(&config.paths),
+            trash,
+            spares,
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             uid: config.uid.clone().unwrap_or_else(|| welcome.incarnation.clone()),
@@ -181,6 +186,7 @@ impl Agent {
     pub async fn close(&self, patience: Duration) {
         self.cordon();
         self.shutdown.cancel();
+        self.trash.close();
         self.tracker.close();
         if tokio::time::timeout(patience, self.tracker.wait()).await.is_err() {
             tracing::warn!("not everything under way was done before the end");

@@ -4,7 +4,6 @@ use crate::Agent;
 use crate::instance::Phase;
 use crate::keeper::Event;
 use crate::lock;
-use crate::reaper::Remains;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -48,8 +47,7 @@ fn ended(agent: &Arc<Agent>, id: &str, end: fsb_host::wire::End) {
     let Some(instance) = lock(&agent.instances).get(id).cloned() else {
         if let Some(paused) = agent.pool.remove(id) {
             tracing::warn!(instance = id, "a paused container died");
-            let remains = Remains { cgroups: paused.made.cgroups.clone(), layer: agent.config.paths.layer(id) };
-            agent.reap_remains(id.to_owned(), remains);
+            agent.reap_remains(id.to_owned(), paused.made.cgroups);
         }
         return;
     };

@@ -33,6 +33,7 @@ pub(crate) enum Phase {
 /// What to do once it has ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Removal {
+    /// Its log is to be removed.
     pub(crate) logs: bool,
 }
 
@@ -64,7 +65,7 @@ pub(crate) struct State {
     pub(crate) removal: Option<Removal>,
     /// When SIGKILL is due.
     pub(crate) kill_at: Option<Instant>,
-    /// Its container and writable layer are gone.
+    /// Its container is gone; its writable layer is the trash's.
     pub(crate) cleaned: bool,
     /// Why it never started.
     pub(crate) failure: Option<StartError>,

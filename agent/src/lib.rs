@@ -39,6 +39,7 @@ mod spares;
 mod stage;
 mod start;
 mod stop;
+mod trash;
 mod undo;
 mod watch;
 

@@ -1,31 +1,30 @@
-//! Cleans up behind instances that are over: cgroups, writable layer, record. In the background, a few at a time.
+//! Cleans up behind instances that are over: their cgroups, then slot and ports are free and the end is reported. Their
+//! layers are given to the [`crate::trash`], and nobody waits for that.
 
 use crate::Agent;
-use crate::instance::{Instance, Phase};
+use crate::instance::{Instance, Phase, Removal};
 use crate::keeper::Paused;
-use crate::{async_fd, remove, stop};
-use fsb_host::{cgroup, layer};
+use crate::runtime::blocking;
+use crate::{async_fd, logs, remove, stop};
+use fsb_host::cgroup;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 /// Clean-ups at the same time.
 const WORKERS: usize = 2;
-/// How long one try waits for a cgroup that is still busy, or for a killed process to be gone.
+/// How long the steps before a clean-up may take: a killed process that is not gone, a log that is not complete.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// What a dead container leaves behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Remains {
-    pub(crate) cgroups: Vec<PathBuf>,
-    pub(crate) layer: PathBuf,
-}
+/// How long the first try waits for a cgroup that is still busy, as it is for some milliseconds. Further tries do not
+/// wait: there are few workers, and sandboxes whose processes do not die must not have all of them.
+const FIRST_TRY: Duration = Duration::from_millis(20);
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 pub(crate) struct Reaper {
     workers: Semaphore,
@@ -38,8 +37,7 @@ impl Reaper {
 }
 
 impl Agent {
-    /// Cleans up behind an instance that has ended: its cgroup, then slot and ports are free and the end is reported,
-    /// then its layer; the rest follows when nobody has to be told of it any more.
+    /// Cleans up behind an instance that has ended; the rest follows when nobody has to be told of it any more.
     pub(crate) fn reap(self: &Arc<Self>, instance: Arc<Instance>) {
         let agent = self.clone();
         self.tracker.spawn(async move {
@@ -47,20 +45,24 @@ impl Agent {
                 let state = instance.state();
                 (state.id.clone(), state.cgroups.clone())
             };
-            let (layer, released) = (agent.config.paths.layer(&id), Arc::new(Once::new()));
             let there = (agent.clone(), instance.clone(), id.clone());
             // One trip to a worker for all of it: each one is two wake-ups.
-            let work = move || {
+            let cleaned = move |patience| {
                 let (agent, instance, id) = &there;
-                cgroup::remove(&cgroups, PATIENCE)?;
-                released.call_once(|| agent.release(instance));
-                let mounts = instance.state().mounts.take();
-                let unmounted = mounts.is_some();
-                // The last hold on it: this unmounts.
-                drop(mounts);
-                if unmounted { agent.spares.keep(id) } else { layer::remove(&layer) }
+                cgroup::remove(&cgroups, patience)?;
+                agent.release(instance);
+                let (mounts, removal) = {
+                    let mut state = instance.state();
+                    (state.mounts.take(), state.removal)
+                };
+                agent.trash.take(id, mounts);
+                if removal.is_some_and(|removal| removal.logs) {
+                    logs::remove(&agent.config.paths, id);
+                    instance.state().removal = Some(Removal { logs: false });
+                }
+                Ok(())
             };
-            if !agent.insist(&id, work).await {
+            if !agent.insist(&id, cleaned).await {
                 return;
             }
             let removal = {
@@ -93,15 +95,17 @@ impl Agent {
     }
 
     /// Cleans up behind a container that nobody was told of, then has the keeper forget it.
-    pub(crate) fn reap_remains(self: &Arc<Self>, id: String, remains: Remains) {
+    pub(crate) fn reap_remains(self: &Arc<Self>, id: String, cgroups: Vec<PathBuf>) {
         let agent = self.clone();
         self.tracker.spawn(async move {
-            let Remains { cgroups, layer } = remains;
-            let work = move || {
-                cgroup::remove(&cgroups, PATIENCE)?;
-                layer::remove(&layer)
+            let there = (agent.clone(), id.clone());
+            let cleaned = move |patience| {
+                let (agent, id) = &there;
+                cgroup::remove(&cgroups, patience)?;
+                agent.trash.take(id, None);
+                Ok(())
             };
-            if agent.insist(&id, work).await {
+            if agent.insist(&id, cleaned).await {
                 let _ = agent.keeper.forget(&id).await;
             }
         });
@@ -115,8 +119,7 @@ impl Agent {
             drop(mounts);
             stop::kill_now(&pidfd);
             ended(&pidfd).await;
-            let remains = Remains { cgroups: made.cgroups, layer: agent.config.paths.layer(&made.id) };
-            agent.reap_remains(made.id, remains);
+            agent.reap_remains(made.id, made.cgroups);
         });
     }
 
@@ -125,48 +128,53 @@ impl Agent {
         let agent = self.clone();
         self.tracker.spawn(async move {
             let _ = agent.keeper.forget(&id).await;
-            let layer = agent.config.paths.layer(&id);
-            agent.reap_remains(id, Remains { cgroups, layer });
+            agent.reap_remains(id, cgroups);
         });
     }
 
-    /// Does something that may fail for a while until it succeeds, as one of the few workers. Shutting down ends it:
-    /// the next agent finds what is left. Says whether it was done.
-    async fn insist(&self, id: &str, work: impl Fn() -> io::Result<()> + Clone + Send + 'static) -> bool {
-        let mut pause = FIRST_RETRY;
+    /// Removes what a dead container left, its log too if nobody was told of it, in one try. Its layer goes in any case.
+    pub(crate) async fn clear(self: &Arc<Self>, id: &str, cgroups: Vec<PathBuf>, logs: bool) -> Result<(), String> {
+        let (agent, id) = (self.clone(), id.to_owned());
+        let done = blocking(move || {
+            let removed = cgroup::remove(&cgroups, PATIENCE);
+            agent.trash.take(&id, None);
+            if logs {
+                logs::remove(&agent.config.paths, &id);
+            }
+            removed
+        });
+        done.await.map_err(|error| error.to_string())
+    }
+
+    /// Does something that may fail for a while until it succeeds, as one of the few workers. It is told how long it may
+    /// wait. Shutting down ends it: the next agent finds what is left. Says whether it was done.
+    async fn insist(&self, id: &str, work: impl Fn(Duration) -> io::Result<()> + Clone + Send + 'static) -> bool {
+        let begun = Instant::now();
+        let (mut patience, mut pause) = (FIRST_TRY, FIRST_RETRY);
         loop {
             let done = {
                 let _worker = self.reaper.workers.acquire().await;
-                blocking(work.clone()).await
+                let work = work.clone();
+                blocking(move || work(patience)).await
             };
             match done {
                 Ok(()) => return true,
-                Err(error) => tracing::warn!(instance = id, %error, "cleaning up failed, trying again"),
+                Err(error) if begun.elapsed() >= PATIENCE => {
+                    tracing::warn!(instance = id, %error, "cleaning up failed, trying again");
+                }
+                Err(_) => {}
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.shutdown.cancelled() => return false,
             }
-            pause = (pause * 2).min(LONGEST_RETRY);
+            (patience, pause) = (Duration::ZERO, (pause * 2).min(LONGEST_RETRY));
         }
     }
-}
-
-/// Removes what a dead container left, in one try.
-pub(crate) async fn clear(remains: Remains) -> Result<(), String> {
-    let done = blocking(move || {
-        let cgroups = cgroup::remove(&remains.cgroups, PATIENCE);
-        layer::remove(&remains.layer).and(cgroups)
-    });
-    done.await.map_err(|error| error.to_string())
 }
 
 /// Waits until a killed process is dead, at most [`PATIENCE`].
 pub(crate) async fn ended(pidfd: &OwnedFd) {
     let Ok(pidfd) = async_fd::register(pidfd.as_fd(), Interest::READABLE) else { return };
     let _ = tokio::time::timeout(PATIENCE, pidfd.readable()).await;
-}
-
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

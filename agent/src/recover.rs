@@ -4,7 +4,6 @@ use crate::Agent;
 use crate::admission::Ticket;
 use crate::instance::{Instance, Phase, Removal, source_of};
 use crate::keeper::Known;
-use crate::reaper::{self, Remains};
 use crate::{lock, monotonic_ms, order, stop, undo};
 use fsb_host::wire::{Binding, Overlay, Recipe, Stage};
 use std::collections::HashSet;
@@ -43,8 +42,7 @@ fn unbound(agent: &Arc<Agent>, known: Known) {
         }
         _ => {
             stop::kill_now(&known.pidfd);
-            let remains = Remains { cgroups: made.cgroups, layer: agent.config.paths.layer(&made.id) };
-            agent.reap_remains(made.id, remains);
+            agent.reap_remains(made.id, made.cgroups);
         }
     }
 }
@@ -178,8 +176,8 @@ pub(crate) async fn sweep(agent: Arc<Agent>) {
     owned.extend(agent.keeper.in_flight());
     for id in orphans(&before, &still, &owned) {
         let cgroups = agent.config.cgroups.as_ref().map(|tree| tree.sandbox(&id)).unwrap_or_default();
-        // A cgroup with a process in it stays, and its layer with it.
-        match reaper::clear(Remains { cgroups, layer: agent.config.paths.layer(&id) }).await {
+        // A cgroup with a process in it stays for the next agent.
+        match agent.clear(&id, cgroups, false).await {
             Ok(()) => tracing::info!(instance = id, "removed what nobody has a record of"),
             Err(error) => tracing::warn!(instance = id, error, "left what nobody has a record of"),
         }

@@ -4,6 +4,7 @@
 use crate::Agent;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, Phase, Removal};
+use crate::runtime::blocking;
 use crate::{lock, logs, stop};
 use fsb_proto::agent::DeleteRequest;
 use std::sync::Arc;
@@ -43,13 +44,23 @@ impl Agent {
             None => true,
             Some(instance) => self.remove(&instance, grace, request.remove_logs).await,
         };
-        for id in &request.log_instance_ids {
-            let alive = self.find(id).is_some_and(|instance| instance.state().end.is_none());
-            if request.remove_logs && !alive {
-                logs::remove(&self.config.paths, id);
-            }
+        if request.remove_logs && !request.log_instance_ids.is_empty() {
+            self.remove_logs(request.log_instance_ids).await;
         }
         Ok(gone)
+    }
+
+    /// Removes the logs of these instances, but of those that write to them.
+    pub(crate) async fn remove_logs(&self, mut ids: Vec<String>) {
+        ids.retain(|id| self.find(id).is_none_or(|instance| instance.state().end.is_some()));
+        let paths = self.config.paths.clone();
+        let removed = blocking(move || {
+            ids.iter().for_each(|id| logs::remove(&paths, id));
+            Ok(())
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "logs could not be removed");
+        }
     }
 
     /// Stops and removes an instance. Says whether that is done already.
@@ -140,7 +151,7 @@ pub(crate) async fn finish(agent: &Arc<Agent>, instance: &Arc<Instance>) {
         (state.id.clone(), state.removal.unwrap_or(Removal { logs: false }).logs)
     };
     if logs {
-        logs::remove(&agent.config.paths, &id);
+        agent.remove_logs(vec![id.to_string()]).await;
     }
     if let Err(error) = agent.keeper.forget(&id).await {
         tracing::warn!(instance = %id, %error, "the keeper could not be told to forget it");

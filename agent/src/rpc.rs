@@ -137,11 +137,7 @@ impl AgentService for Service {
 
     async fn remove_logs(&self, request: Request<RemoveLogsRequest>) -> Answer<RemoveLogsResponse> {
         request.get_ref().check()?;
-        for id in &request.get_ref().instance_ids {
-            if self.0.find(id).is_none_or(|instance| instance.state().end.is_some()) {
-                logs::remove(&self.0.config.paths, id);
-            }
-        }
+        self.0.remove_logs(request.into_inner().instance_ids).await;
         Ok(Response::new(RemoveLogsResponse {}))
     }
 

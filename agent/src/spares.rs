@@ -8,8 +8,7 @@ use crate::{Agent, lock};
 use fsb_host::layer;
 use fsb_host::paths::{Paths, SPARE};
 use std::collections::VecDeque;
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -47,19 +46,13 @@ impl Spares {
         self.came.notify_one();
     }
 
-    /// Keeps the layer of a dead container whose overlay is unmounted, or removes it if there are enough.
-    pub(crate) fn keep(&self, id: &str) -> io::Result<()> {
-        let dir = self.paths.layer(id);
-        if lock(&self.kept).len() >= MOST {
-            return layer::remove(&dir);
+    /// Keeps the layer of a dead container in `dir`, unmounted and stripped. Not if there are enough.
+    pub(crate) fn keep(&self, id: &str, dir: &Path) -> bool {
+        let kept = lock(&self.kept).len() < MOST && std::fs::rename(dir, self.paths.spare(id)).is_ok();
+        if kept {
+            self.put(id.to_owned());
         }
-        layer::strip(&dir)?;
-        match std::fs::rename(&dir, self.paths.spare(id)) {
-            Ok(()) => self.put(id.to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => return layer::remove(&dir),
-        }
-        Ok(())
+        kept
     }
 
     /// When the oldest one is to go.
@@ -122,29 +115,29 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 mod tests {
     use super::*;
 
-    fn spares(dir: &std::path::Path) -> Spares {
+    fn spares(dir: &Path) -> Spares {
         let paths = Paths::new(dir, dir, dir, "agent");
         std::fs::create_dir_all(paths.layers()).unwrap();
         Spares::find(&paths)
     }
 
     #[test]
-    fn a_layer_is_kept_for_a_while_without_what_was_written_and_found_by_the_next_agent() {
+    fn a_layer_is_kept_for_a_while_and_found_by_the_next_agent() {
         let dir = tempfile::tempdir().unwrap();
         let spares = spares(dir.path());
         for id in ["a", "b"] {
-            std::fs::create_dir_all(spares.paths.layer(id).join("upper/secret")).unwrap();
-            spares.keep(id).unwrap();
-            assert!(!spares.paths.layer(id).exists());
+            std::fs::create_dir_all(spares.paths.removed(id)).unwrap();
+            assert!(spares.keep(id, &spares.paths.removed(id)));
+            assert!(!spares.paths.removed(id).exists());
         }
-        spares.keep("gone").unwrap();
+        assert!(!spares.keep("gone", &spares.paths.removed("gone")));
         let spare = spares.take().unwrap();
         assert_eq!(spare.id, "b");
         drop(spare);
         let spare = spares.take().unwrap();
         assert_eq!(spare.id, "b", "it was not used");
         spare.used();
-        assert!(spares.paths.spare("b").exists() && !spares.paths.spare("b").join("upper").exists());
+        assert!(spares.paths.spare("b").exists());
         std::fs::remove_dir(spares.paths.spare("b")).unwrap();
 
         let next = Spares::find(&spares.paths);
@@ -154,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn beyond_enough_they_are_removed() {
+    fn no_more_than_enough_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let spares = spares(dir.path());
         for id in 0..MOST + 3 {
             let id = id.to_string();
-            std::fs::create_dir(spares.paths.layer(&id)).unwrap();
-            spares.keep(&id).unwrap();
+            std::fs::create_dir(spares.paths.removed(&id)).unwrap();
+            assert_eq!(spares.keep(&id, &spares.paths.removed(&id)), spares.paths.spare(&id).exists());
         }
-        assert_eq!(std::fs::read_dir(spares.paths.layers()).unwrap().count(), MOST);
+        assert_eq!(lock(&spares.kept).len(), MOST);
     }
 }

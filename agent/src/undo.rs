@@ -4,7 +4,7 @@ use crate::Agent;
 use crate::error::StartError;
 use crate::instance::{Instance, Phase};
 use crate::keeper::Paused;
-use crate::reaper::{self, Remains};
+use crate::reaper;
 use crate::{lock, stop};
 use std::sync::Arc;
 
@@ -97,17 +97,14 @@ impl Taken {
             state.in_keeper = false;
             state.cgroups.clear();
         }
-        let remains = Remains { cgroups, layer: self.agent.config.paths.layer(&id) };
-        let cleared = reaper::clear(remains.clone()).await;
-        crate::logs::remove(&self.agent.config.paths, &id);
-        match cleared {
+        match self.agent.clear(&id, cgroups.clone(), true).await {
             Ok(()) => {
                 let _ = self.agent.keeper.forget(&id).await;
                 None
             }
             Err(left) => {
                 // The record stays until the rest is gone too, so that a crash does not lose it.
-                self.agent.reap_remains(id, remains);
+                self.agent.reap_remains(id, cgroups);
                 Some(left)
             }
         }

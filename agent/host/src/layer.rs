@@ -14,6 +14,7 @@
 use crate::tree;
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
 /// The directories in a layer.
 pub const LOWER: &str = "lower";
@@ -27,25 +28,28 @@ const OVERLAY_FILE: &str = "work/work/incompat/volatile/dirty";
 const OVERLAY_DIR: &str = "work/work/incompat/volatile";
 const OVERLAY_DIRS: [&str; 2] = ["work/work/incompat", "work/work"];
 
-/// Removes what a dead container has added to its layer. What is left, an empty `upper` of any mode included, is for the
-/// next one.
+/// Removes what a dead container has added to its layer, until it is `until`. What is left, an empty `upper` of any mode
+/// included, is for the next one. Says whether all of it is removed; if not, the layer is good for nothing but
+/// [`tree::Removal`].
 ///
 /// # Errors
 /// Names the layer.
-pub fn strip(layer: &Path) -> io::Result<()> {
+pub fn strip(layer: &Path, until: Instant) -> io::Result<bool> {
     // Most have written nothing: then what there is is known. The one takes the other's place only if that is empty
     // (rename(2)).
     let (upper, free) = (layer.join(UPPER), layer.join(OVERLAY_DIR));
-    let replace = || std::fs::rename(&free, &upper).is_ok();
-    let known = is_gone(std::fs::remove_file(layer.join(OVERLAY_FILE)))
-        && is_empty(&free)
-        && (replace() || tree::remove(&upper).is_ok() && replace())
-        && OVERLAY_DIRS.iter().all(|dir| remove_dir(&layer.join(dir)));
-    if known {
-        return Ok(());
+    let known = is_gone(std::fs::remove_file(layer.join(OVERLAY_FILE))) && is_empty(&free);
+    let replace = || {
+        let replaced = known && std::fs::rename(&free, &upper).is_ok();
+        replaced && OVERLAY_DIRS.iter().all(|dir| remove_dir(&layer.join(dir)))
+    };
+    if replace() {
+        return Ok(true);
     }
-    tree::remove(&upper)?;
-    tree::remove(&layer.join(WORK))
+    if !tree::Removal::new(&upper).go_on(until)? {
+        return Ok(false);
+    }
+    Ok(replace() || tree::Removal::new(&layer.join(WORK)).go_on(until)?)
 }
 
 /// Removes a layer. One that is gone already is fine.
@@ -53,7 +57,9 @@ pub fn strip(layer: &Path) -> io::Result<()> {
 /// # Errors
 /// Names the layer.
 pub fn remove(layer: &Path) -> io::Result<()> {
-    strip(layer)?;
+    if !strip(layer, Instant::now() + tree::PATIENCE)? {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("remove {}: too much is in it", layer.display())));
+    }
     let etc = layer.join(LOWER).join("etc");
     let known = ETC_FILES.iter().all(|file| is_gone(std::fs::remove_file(etc.join(file))))
         && [&etc, &layer.join(LOWER), &layer.join(UPPER), &layer.join(WORK), layer].into_iter().all(remove_dir);
@@ -124,7 +130,7 @@ mod tests {
             let layer = written(dir.path(), files);
             let inode = |path: &Path| path.metadata().map(|metadata| metadata.ino()).ok();
             let (written, free) = (inode(&layer.join("upper")), inode(&layer.join(OVERLAY_DIR)));
-            strip(&layer).unwrap();
+            assert!(strip(&layer, Instant::now() + tree::PATIENCE).unwrap());
             let upper = inode(&layer.join("upper"));
             assert!(upper.is_none() || upper == free && upper != written, "a descriptor may lead there: {files:?}");
             assert!(upper.is_none() || is_empty(&layer.join("upper")), "{files:?}");
@@ -132,6 +138,15 @@ mod tests {
             assert!(layer.join("lower/etc/hosts").exists());
             remove(&layer).unwrap();
         }
+    }
+
+    #[test]
+    fn a_layer_that_takes_longer_than_there_is_time_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = written(dir.path(), &["upper/a", "upper/b"]);
+        assert!(!strip(&layer, Instant::now()).unwrap());
+        remove(&layer).unwrap();
+        assert!(!layer.exists());
     }
 
     #[test]

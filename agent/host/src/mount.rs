@@ -111,12 +111,14 @@ fn overlay_in_one_string(lowers: &[&Path], upper: &Path, work: &Path, attributes
     tree
 }
 
-/// A tmpfs of at most `bytes`, as a detached mount.
-pub fn tmpfs(bytes: u64) -> io::Result<OwnedFd> {
+/// A tmpfs of at most `bytes` and so many `inodes`, as a detached mount. Each name takes an inode, a file's second one
+/// too (tmpfs(5)).
+pub fn tmpfs(bytes: u64, inodes: u64) -> io::Result<OwnedFd> {
     let context = Context::open(c"tmpfs")?;
     let number = |value: &str| CString::new(value).map_err(io::Error::other);
     context.set(c"source", c"tmpfs")?;
     context.set(c"size", &number(&bytes.to_string())?)?;
+    context.set(c"nr_inodes", &number(&inodes.to_string())?)?;
     context.set(c"mode", c"0700")?;
     context.mount(0)
 }

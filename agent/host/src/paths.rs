@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// How the names of layers end that wait for a container.
 pub const SPARE: &str = ".spare";
+/// How the names of layers end that are to be removed.
+pub const REMOVED: &str = ".removed";
 
 /// The directories of one agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +58,8 @@ impl Paths {
         self.run().join("runtime")
     }
 
-    /// The parent of all sandboxes' own layers (see [`crate::layer`]): `<instance id>`, and those of dead ones that wait
-    /// for the next one: `<instance id>.spare`.
+    /// The parent of all sandboxes' own layers (see [`crate::layer`]): `<instance id>`, and those of dead ones:
+    /// `<instance id>.removed` where they are to be removed, `<instance id>.spare` where they wait for the next one.
     pub fn layers(&self) -> PathBuf {
         self.state.join(&self.agent).join("layers")
     }
@@ -70,6 +72,11 @@ impl Paths {
     /// The layer of a dead one that the next one may have.
     pub fn spare(&self, instance: &str) -> PathBuf {
         self.layers().join(format!("{instance}{SPARE}"))
+    }
+
+    /// The layer of a dead one that is to be removed.
+    pub fn removed(&self, instance: &str) -> PathBuf {
+        self.layers().join(format!("{instance}{REMOVED}"))
     }
 
     /// The image store of the node.

@@ -3,7 +3,7 @@
 use crate::keeper::Keeper;
 use crate::store;
 use fsb_host::cgroup::{self, Tree};
-use fsb_host::paths::Paths;
+use fsb_host::paths::{Paths, REMOVED};
 use fsb_host::{process, tree};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -91,15 +91,21 @@ pub(crate) fn before_start(paths: &Paths, tree: &Tree) {
         }
     }
     store::clear(&paths.records());
-    let layers = entries(&paths.layers());
-    let states = entries(&paths.runtime_state());
-    if layers.is_empty() && states.is_empty() {
-        return;
-    }
-    // A layer may be large. The thread ends with its work and shares nothing with the keeper's.
-    let remove = move || layers.iter().chain(&states).for_each(|dir| remove_dir(dir));
-    if let Err(error) = std::thread::Builder::new().name("sweep".into()).spawn(remove) {
-        warn!(%error, "layers of an earlier keeper stay");
+    entries(&paths.runtime_state()).iter().for_each(|dir| remove_dir(dir));
+    give_up(&paths.layers());
+}
+
+/// Renames layers so that the agent removes them: that may take long. None may be one that the next container is offered.
+fn give_up(layers: &Path) {
+    for layer in entries(layers) {
+        let mut name = layer.clone().into_os_string();
+        if name.as_encoded_bytes().ends_with(REMOVED.as_bytes()) {
+            continue;
+        }
+        name.push(REMOVED);
+        if let Err(error) = std::fs::rename(&layer, name) {
+            warn!(layer = %layer.display(), %error, "a layer of an earlier keeper stays");
+        }
     }
 }
 
@@ -121,5 +127,24 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 fn remove_dir(dir: &Path) {
     if let Err(error) = tree::remove(dir) {
         warn!(%error, "a directory stays");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_of_an_earlier_keeper_are_the_agents_to_remove_and_nobodys_to_use() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b.spare", "c.removed"] {
+            std::fs::create_dir_all(dir.path().join(name).join("upper")).unwrap();
+        }
+        give_up(dir.path());
+        let mut left: Vec<_> =
+            entries(dir.path()).into_iter().filter_map(|path| path.file_name().map(Into::into)).collect();
+        left.sort();
+        let left: Vec<std::ffi::OsString> = left;
+        assert_eq!(left, ["a.removed", "b.spare.removed", "c.removed"]);
     }
 }

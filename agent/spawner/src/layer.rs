@@ -56,7 +56,7 @@ pub fn create(
 ) -> io::Result<OwnedFd> {
     make_dir(dir, 0o700)?;
     if let Overlay::Tmpfs { bytes } = overlay {
-        mount::attach(mount::tmpfs(bytes)?.as_fd(), dir)?;
+        mount::attach(mount::tmpfs(bytes, 1_000_000)?.as_fd(), dir)?;
     }
     let made = fill(dir, lowers, plugins, host, etc, attributes);
     if let Overlay::Tmpfs { .. } = overlay {

@@ -73,7 +73,7 @@ impl Moulds {
         let id = format!("mould-{}-{}", std::process::id(), self.made);
         let root = self.state.join(&id).with_extension("root");
         fsb_files::create_dir(&root, Access::Owner)?;
-        mount::attach(mount::tmpfs(1 << 20)?.as_fd(), &root)?;
+        mount::attach(mount::tmpfs(1 << 20, 64)?.as_fd(), &root)?;
         let capabilities = profile::capabilities(key.profile, self.seen.polices_devices());
         let spec = spec::mould(&root, "/daemons", &capabilities);
         let plan = spec::plan(Mode::Mould, &key.user, &capabilities, &self.seccomp);

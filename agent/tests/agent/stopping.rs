@@ -2,8 +2,11 @@
 
 use crate::node::{Node, claim, eventually, request};
 use fsb_agent::Error;
+use fsb_host::mount;
 use fsb_proto::agent::{Claim, DeleteRequest, InstancePhase};
+use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 fn by_id(id: &str, grace: Option<i32>) -> DeleteRequest {
     DeleteRequest { instance_id: id.into(), grace_period_seconds: grace, remove_logs: true, ..Default::default() }
@@ -177,4 +180,34 @@ fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
     pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).unwrap().unwrap() as usize
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_whose_cgroups_stay_busy_hold_up_the_end_of_no_other() {
+    let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
+    let mut stuck = Vec::new();
+    for _ in 0..4 {
+        let id = node.agent.start(request("run")).await.unwrap().instance_id;
+        // rmdir(2): EBUSY, as for a cgroup with a process that does not die.
+        let cgroup = node.keeper.cgroups.join(&id);
+        mount::attach(mount::tmpfs(1 << 20, 16).expect("these tests need root").as_fd(), &cgroup).unwrap();
+        stuck.push((id, cgroup));
+    }
+    for (id, _) in &stuck {
+        node.agent.delete(by_id(id, Some(0))).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    for _ in 0..10 {
+        let id = node.agent.start(request("exit 0")).await.unwrap().instance_id;
+        node.agent.wait_ended(&id).await.unwrap();
+        node.agent.stop_and_remove(&id).await.unwrap();
+    }
+    let took = begun.elapsed();
+    assert_eq!(node.used(), 4, "those hold their slots");
+    for (_, cgroup) in &stuck {
+        nix::mount::umount2(cgroup, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+    node.empty().await;
+    assert!(took < Duration::from_secs(4), "ten others took {took:?}: they waited for the patience of a worker");
 }

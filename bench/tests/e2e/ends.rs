@@ -2,7 +2,7 @@
 
 use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
-use fsb_proto::fastpath::{LogChunk, LogsRequest, Resources, UpdateRequest, update_request::Update};
+use fsb_proto::fastpath::{DeleteRequest, LogChunk, LogsRequest, Resources, UpdateRequest, update_request::Update};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -169,6 +169,78 @@ fn limits_are_real() {
         assert!(text.contains("No space left"), "{text}");
     });
     node.finish();
+}
+
+/// Nobody waits for a neighbour's files.
+#[test]
+fn ends_are_quick_and_ports_free_while_layers_of_very_many_files_go() {
+    const FILES: usize = 300_000;
+    const P99: Duration = Duration::from_millis(50);
+    let node = Node::up(&["--capacity", "0"]);
+    let tries = block_on(async {
+        let mut client = node.client().await;
+        let layers = node.root().join("lib/agent-1/layers");
+        let large = [("large", 8001), ("larger", 8002)];
+        let mut tries = Vec::new();
+        // A noisy machine may spoil one.
+        while tries.len() < 3 && tries.last().is_none_or(|p99| *p99 > P99) {
+            for (name, port) in large {
+                let mut request =
+                    shell(name, &format!("mkdir /f; cd /f; seq {FILES} | xargs touch; : > /full; exec sleep 1000"));
+                request.exposed_ports = vec![port];
+                client.create_as(request).await.unwrap();
+            }
+            for (name, _) in large {
+                let full = layers.join(client.info(name).await.unwrap().instance_id).join("upper/full");
+                let end = Instant::now() + PATIENCE * 6;
+                while !full.exists() {
+                    assert!(Instant::now() < end, "{name} does not fill its layer");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            let begun = Instant::now();
+            for (name, _) in large {
+                kill_sandbox(&mut client, name).await;
+            }
+            for (name, port) in large {
+                let mut next = shell(&format!("next-{name}"), "exec sleep 1000");
+                next.exposed_ports = vec![port];
+                while client.create_as(next.clone()).await.is_err() {
+                    assert!(begun.elapsed() < PATIENCE, "the port of {name} is not free");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            let ports = begun.elapsed();
+            let mut ends = Vec::new();
+            for i in 0..100 {
+                let name = format!("other-{i}");
+                client.create(&name, "exec sleep 1000").await.unwrap();
+                let begun = Instant::now();
+                kill_sandbox(&mut client, &name).await;
+                while client.info(&name).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                ends.push(begun.elapsed());
+            }
+            let going = std::fs::read_dir(&layers).unwrap().flatten().map(|entry| entry.file_name());
+            let going = going.filter(|name| name.to_string_lossy().ends_with(".removed")).count();
+            ends.sort();
+            println!("ports free after {ports:?}, ends p50 {:?} p99 {:?}, {going} going", ends[49], ends[98]);
+            assert!(ends[98] > P99 || going > 0, "they were gone before: nothing was shown");
+            tries.push(ends[98]);
+            for (name, _) in large {
+                client.remove(&format!("next-{name}")).await;
+            }
+        }
+        tries
+    });
+    assert!(tries.last().is_some_and(|p99| *p99 <= P99), "the slowest but one of 100 ends: {tries:?}");
+    node.finish();
+}
+
+async fn kill_sandbox(client: &mut FastPathServiceClient<Channel>, name: &str) {
+    let request = DeleteRequest { sandbox_id: name.into(), force: true, ..Default::default() };
+    client.delete_sandbox(request).await.unwrap();
 }
 
 #[test]

@@ -141,7 +141,8 @@ impl Spawner {
     pub fn spare(&self, paused: Paused) -> String {
         self.end(&paused);
         let id = paused.made.id;
-        fsb_host::layer::strip(&self.paths.layer(&id)).unwrap();
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        assert!(fsb_host::layer::strip(&self.paths.layer(&id), until).unwrap());
         std::fs::rename(self.paths.layer(&id), self.paths.spare(&id)).unwrap();
         id
     }
