@@ -177,7 +177,7 @@ impl State {
         };
         // An end is reported when slot and ports are free, not before.
         let end = self.end.as_ref().filter(|_| matches!(self.phase, Phase::Ended | Phase::Gone));
-        let verdict = end.map(|end| ends::verdict(end, self.binding.cut_off));
+        let verdict = end.map(|end| ends::verdict(end, &self.binding));
         agent::Instance {
             claim: Some(self.claim()),
             instance_id: self.id.to_string(),

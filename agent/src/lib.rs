@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod http;
 mod images;
+mod inodes;
 mod instance;
 mod keeper;
 mod launched;

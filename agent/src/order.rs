@@ -50,6 +50,8 @@ impl Order {
             created_at_ms: now_ms(),
             spec_hash: spec_hash(&spec),
             document: wire.claim_document.clone(),
+            // On a disk that is everybody's they are counted.
+            inodes: if spec.resources.disk_bytes.is_none() { spec.resources.max_inodes() } else { 0 },
             ..Default::default()
         };
         Ok(Self {
@@ -72,7 +74,9 @@ impl Order {
     }
 
     pub(crate) fn overlay(&self) -> Overlay {
-        self.spec.resources.disk_bytes.map_or(Overlay::Disk, |bytes| Overlay::Tmpfs { bytes })
+        let resources = &self.spec.resources;
+        let inodes = resources.max_inodes();
+        resources.disk_bytes.map_or(Overlay::Disk, |bytes| Overlay::Tmpfs { bytes, inodes })
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -116,6 +116,7 @@ struct Limits {
     memory_bytes: i64,
     pids: i64,
     disk_bytes: i64,
+    inodes: i64,
 }
 
 impl From<SandboxInfo> for View {
@@ -150,6 +151,7 @@ impl From<SandboxInfo> for View {
                 memory_bytes: limits.memory_bytes,
                 pids: limits.pids,
                 disk_bytes: limits.disk_bytes,
+                inodes: limits.inodes,
             },
             labels: info.labels,
             recovery_timeout_seconds: info.recovery_timeout_seconds,

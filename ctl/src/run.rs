@@ -74,6 +74,9 @@ pub(crate) struct Args {
     /// Size of the writable layer, like 1g
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     disk: Option<i64>,
+    /// Limit of files in the writable layer [default: 1000000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    inodes: Option<i64>,
     /// user, user:group, uid or uid:gid
     #[arg(long, short)]
     user: Option<String>,
@@ -217,6 +220,7 @@ fn apply(request: &mut CreateRequest, args: &Args, name: Option<&str>, command: 
     put(&mut resources.cpu_millis, args.cpus);
     put(&mut resources.pids, args.pids);
     put(&mut resources.disk_bytes, args.disk);
+    put(&mut resources.inodes, args.inodes);
     request.resources = (resources != Resources::default()).then_some(resources);
     if args.grace.is_some() {
         request.grace_period_seconds = args.grace;

@@ -67,6 +67,7 @@ struct Limits {
     memory: Option<Amount>,
     pids: Option<i64>,
     disk: Option<Amount>,
+    inodes: Option<i64>,
 }
 
 /// An amount: a number or a string.
@@ -96,6 +97,7 @@ impl Limits {
             memory_bytes: amount("memory", &self.memory, units::quantity)?,
             pids: self.pids.unwrap_or(0),
             disk_bytes: amount("disk", &self.disk, units::quantity)?,
+            inodes: self.inodes.unwrap_or(0),
         })
     }
 }
@@ -255,7 +257,7 @@ mod tests {
             "apiVersion: sandbox.fast.io/v1alpha1\nkind: Sandbox\n\
              metadata: {name: a, namespace: n, labels: {x: y}, uid: z}\n\
              spec:\n  image: i\n  poolRef: p\n  envs: [{name: A, value: b}, {name: E}]\n  failurePolicy: AutoRecreate\n  \
-             terminationGracePeriodSeconds: 3\n  resources: {memory: 64Mi, cpu: 500m, pids: 9}\n  \
+             terminationGracePeriodSeconds: 3\n  resources: {memory: 64Mi, cpu: 500m, pids: 9, inodes: 7}\n  \
              expireTime: 1970-01-01T01:00:00Z\nstatus: {phase: Running}\n",
         )
         .unwrap();
@@ -263,7 +265,7 @@ mod tests {
         assert_eq!(request.envs, BTreeMap::from([("A".into(), "b".into()), ("E".into(), String::new())]));
         assert_eq!((request.failure_policy, request.grace_period_seconds), (1, Some(3)));
         let limits = request.resources.unwrap();
-        assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.pids), (64 << 20, 500, 9));
+        assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.pids, limits.inodes), (64 << 20, 500, 9, 7));
         assert_eq!(request.expire_time_seconds, 3600);
     }
 

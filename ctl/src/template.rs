@@ -25,7 +25,7 @@ image: ""
 # exposed_ports: [8080]
 # labels:
 #   key: value
-# resources: {cpu: 500m, memory: 256Mi, pids: 128, disk: 1Gi}
+# resources: {cpu: 500m, memory: 256Mi, pids: 128, disk: 1Gi, inodes: 100000}
 # user: "1000:1000"
 # A duration, a time like 2026-01-02T03:04:05Z, or never.
 # expire_time: 10m

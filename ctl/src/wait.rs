@@ -150,7 +150,7 @@ fn verdict(info: &SandboxInfo) -> Result<u8> {
             Ok(code.map_or(1, |code| code.clamp(0, 255) as u8))
         }
         (_, Some(code)) => {
-            if matches!(info.reason.as_str(), "OOMKilled" | "StartError") {
+            if matches!(info.reason.as_str(), "OOMKilled" | "InodesExceeded" | "StartError") {
                 let (what, hint) = client::split_hint(why);
                 output::warning(&format!("{name}: {}: {what}", info.reason));
                 hint.into_iter().for_each(output::hint);

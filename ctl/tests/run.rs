@@ -17,7 +17,7 @@ fn every_flag_reaches_the_controller() {
     std::fs::write(controller.directory.path().join("env"), "A=file\nC=3\n").unwrap();
     let words = "run web --image busybox --pool p --mode strong --ports 8080,9090 -e A=1 -e B --env-file env -w /w \
                  --expire 2030-01-01T00:00:00Z --failure-policy auto-recreate --recovery-timeout 2m --label k=v \
-                 --memory 256m --cpus 0.5 --pids 7 --disk 1g --user 1000:1000 --grace 10s --pull never -n ns -- \
+                 --memory 256m --cpus 0.5 --pids 7 --disk 1g --inodes 9000 --user 1000:1000 --grace 10s --pull never -n ns -- \
                  sh -c -x";
     let output = controller.ctl(&words.split_whitespace().collect::<Vec<_>>()).env("B", "ours").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -36,7 +36,8 @@ fn every_flag_reaches_the_controller() {
     assert_eq!((asked.failure_policy, asked.recovery_timeout_seconds), (1, 120));
     assert_eq!(asked.labels.get("k").map(String::as_str), Some("v"));
     let limits = asked.resources.unwrap();
-    assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.pids, limits.disk_bytes), (256 << 20, 500, 7, 1 << 30));
+    assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.pids), (256 << 20, 500, 7));
+    assert_eq!((limits.disk_bytes, limits.inodes), (1 << 30, 9_000));
     assert_eq!((asked.grace_period_seconds, asked.pull_policy), (Some(10), PullPolicy::Never as i32));
     assert_eq!(asked.command, ["sh", "-c", "-x"]);
     assert_eq!(asked.request_id.len(), 32);

@@ -14,6 +14,10 @@ pub const DEFAULT_NAMESPACE: &str = "default";
 pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 /// Process limit of a sandbox that asks for none.
 pub const DEFAULT_PIDS: u64 = 512;
+/// Files that the writable layer of a sandbox may have that asks for no limit.
+pub const DEFAULT_INODES: u64 = 1_000_000;
+/// The most that may be asked for: what ext4 can have at all.
+pub const MAX_INODES: u64 = u32::MAX as u64;
 /// Time between SIGTERM and SIGKILL of a sandbox that asks for none, in seconds.
 pub const DEFAULT_GRACE_SECONDS: u32 = 30;
 /// How long an AutoRecreate sandbox waits for its agent, in seconds.
@@ -70,6 +74,9 @@ pub struct Resources {
     /// Size of the writable layer in bytes; `None` = no limit of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    /// Files, directories and links in the writable layer; `None` = [`DEFAULT_INODES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<u64>,
 }
 
 impl Resources {
@@ -81,6 +88,11 @@ impl Resources {
     /// The limit of processes and threads.
     pub fn max_pids(&self) -> u64 {
         self.pids.unwrap_or(DEFAULT_PIDS)
+    }
+
+    /// The limit of files in the writable layer.
+    pub fn max_inodes(&self) -> u64 {
+        self.inodes.unwrap_or(DEFAULT_INODES)
     }
 
     fn from_wire(wire: Option<&fastpath::Resources>) -> Result<Self, Invalid> {
@@ -98,6 +110,7 @@ impl Resources {
             memory_bytes: limit("resources.memory_bytes", wire.memory_bytes, 1 << 20, MAX_MEMORY_BYTES)?,
             pids: limit("resources.pids", wire.pids, 1, MAX_PIDS)?,
             disk_bytes: limit("resources.disk_bytes", wire.disk_bytes, 64 << 10, MAX_MEMORY_BYTES)?,
+            inodes: limit("resources.inodes", wire.inodes, 1, MAX_INODES)?,
         })
     }
 
@@ -109,6 +122,7 @@ impl Resources {
             memory_bytes: wire(self.memory_bytes),
             pids: wire(self.pids),
             disk_bytes: wire(self.disk_bytes),
+            inodes: wire(self.inodes),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod confine;
+pub mod count;
 pub mod epoll;
 pub mod handoff;
 pub mod late;

@@ -95,8 +95,8 @@ pub enum Overlay {
     /// A directory on the agent's disk, `volatile`.
     #[default]
     Disk,
-    /// A tmpfs of its own with so many bytes at most.
-    Tmpfs { bytes: u64 },
+    /// A tmpfs of its own with so many bytes and files at most.
+    Tmpfs { bytes: u64, inodes: u64 },
 }
 
 /// How a paused container came to be.
@@ -179,6 +179,10 @@ pub struct Binding {
     pub remove_logs: bool,
     /// The agent stopped it by itself, since no controller had watched for `recreate_after_seconds`.
     pub cut_off: bool,
+    /// The most files that its writable layer may have, for the agent to count; 0 = a file system of its own limits them.
+    pub inodes: u64,
+    /// So many files it had when the agent killed it for having more than that; 0 = it has not.
+    pub inodes_exceeded: u64,
 }
 
 /// How an instance ended.

@@ -270,8 +270,8 @@ pub fn validate(make: &Make) -> Result<()> {
     if make.recipe.lowers.is_empty() {
         bail!("an image has at least one layer");
     }
-    if let Overlay::Tmpfs { bytes: 0 } = make.recipe.overlay {
-        bail!("a writable layer has at least one byte");
+    if let Overlay::Tmpfs { bytes: 0, .. } | Overlay::Tmpfs { inodes: 0, .. } = make.recipe.overlay {
+        bail!("a writable layer has at least one byte and one file");
     }
     if make.spare.as_ref().is_some_and(|spare| spare.contains('/')) {
         bail!("a spare layer is named by an instance id");

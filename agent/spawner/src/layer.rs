@@ -10,6 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+/// Files of ours and of overlayfs in a layer, plugins' places among them: they do not count as the sandbox's.
+const OWN_INODES: u64 = 64;
+
 /// What the node contributes to every container's `/etc`.
 pub struct Etc {
     /// Address of the sandboxes' network namespace, for `/etc/hosts`.
@@ -55,8 +58,8 @@ pub fn create(
     attributes: u64,
 ) -> io::Result<OwnedFd> {
     make_dir(dir, 0o700)?;
-    if let Overlay::Tmpfs { bytes } = overlay {
-        mount::attach(mount::tmpfs(bytes, 1_000_000)?.as_fd(), dir)?;
+    if let Overlay::Tmpfs { bytes, inodes } = overlay {
+        mount::attach(mount::tmpfs(bytes, inodes + OWN_INODES)?.as_fd(), dir)?;
     }
     let made = fill(dir, lowers, plugins, host, etc, attributes);
     if let Overlay::Tmpfs { .. } = overlay {

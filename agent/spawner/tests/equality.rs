@@ -48,7 +48,7 @@ fn rows(spawner: &Spawner) -> Vec<(&'static str, Recipe)> {
         ("a user with groups", Recipe { user: user(1000, 1001, &[5, 27, 1001]), ..base.clone() }),
         ("root with another group", Recipe { user: user(0, 100, &[0, 100]), ..base.clone() }),
         ("plugins", Recipe { plugins: vec![plugin(&tool, "tool"), plugin(&kit, "kit")], ..base.clone() }),
-        ("a capped overlay", Recipe { overlay: Overlay::Tmpfs { bytes: 8 << 20 }, ..base.clone() }),
+        ("a capped overlay", Recipe { overlay: Overlay::Tmpfs { bytes: 8 << 20, inodes: 1_000 }, ..base.clone() }),
         ("two layers", Recipe { lowers: vec![upper, spawner.image.clone()], ..base.clone() }),
     ]
 }

@@ -212,7 +212,7 @@ fn an_image_with_links_in_the_places_of_mounts_is_refused_and_reaches_nothing() 
 fn a_writable_layer_with_a_cap_is_full_at_its_cap() {
     let mut spawner = Spawner::start();
     for how in BOTH {
-        let recipe = Recipe { overlay: Overlay::Tmpfs { bytes: 1 << 20 }, ..spawner.recipe() };
+        let recipe = Recipe { overlay: Overlay::Tmpfs { bytes: 1 << 20, inodes: 1_000 }, ..spawner.recipe() };
         let mut paused = spawner.make(recipe, how);
         let output = paused.sh("dd if=/dev/zero of=/tmp/big bs=4096 count=1000 2>&1 | head -1; wc -c < /tmp/big");
         assert!(output.contains("No space left"), "{output}");

@@ -130,7 +130,7 @@ async fn a_program_that_is_over_at_once_has_started_and_keeps_its_exit_code() {
 async fn limits_are_written_before_the_program_runs() {
     let node = Node::new(&[("FSB_MAKE", "cast")]).await;
     let mut limited = request("run");
-    limited.resources = Some(Resources { cpu_millis: 250, memory_bytes: 64 << 20, pids: 7, disk_bytes: 0 });
+    limited.resources = Some(Resources { cpu_millis: 250, memory_bytes: 64 << 20, pids: 7, disk_bytes: 0, inodes: 0 });
     let started = node.agent.start(limited).await.unwrap();
     let read = |file: &str| std::fs::read_to_string(node.keeper.cgroups.join(&started.instance_id).join(file)).unwrap();
     assert_eq!(read("memory.max"), (64 << 20).to_string());
@@ -280,7 +280,7 @@ async fn a_capped_writable_layer_is_never_taken_from_the_usual_stock() {
     let started = node.agent.start(capped).await.unwrap();
     assert_eq!(started.source, Source::Cast);
     let overlay = node.keeper.recipe(&started.instance_id).overlay;
-    assert_eq!(overlay, fsb_host::wire::Overlay::Tmpfs { bytes: 1 << 20 });
+    assert_eq!(overlay, fsb_host::wire::Overlay::Tmpfs { bytes: 1 << 20, inodes: 1_000_000 });
 }
 
 /// Runs on one thread, so that the subscriber of this thread hears everything.

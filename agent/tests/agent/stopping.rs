@@ -4,6 +4,7 @@ use crate::node::{Node, claim, eventually, request};
 use fsb_agent::Error;
 use fsb_host::mount;
 use fsb_proto::agent::{Claim, DeleteRequest, InstancePhase};
+use fsb_proto::fastpath::Resources;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -210,4 +211,34 @@ async fn sandboxes_whose_cgroups_stay_busy_hold_up_the_end_of_no_other() {
     }
     node.empty().await;
     assert!(took < Duration::from_secs(4), "ten others took {took:?}: they waited for the patience of a worker");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_with_more_files_than_it_may_have_is_killed_and_says_so() {
+    let mut node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let limited = |inodes| {
+        let mut limited = request("run");
+        limited.resources = Some(Resources { inodes, ..Default::default() });
+        limited
+    };
+    let fill = |node: &Node, id: &str, files: usize| {
+        let dir = node.keeper.layers.join(id).join("upper/a/b");
+        std::fs::create_dir_all(&dir).unwrap();
+        (0..files).for_each(|n| std::fs::write(dir.join(n.to_string()), "").unwrap());
+    };
+    let (over, within) = (limited(100), limited(200));
+    let over = node.agent.start(over).await.unwrap().instance_id;
+    let within = node.agent.start(within).await.unwrap().instance_id;
+    fill(&node, &within, 150);
+    fill(&node, &over, 150);
+    let ended = node.agent.wait_ended(&over).await.unwrap();
+    assert_eq!((ended.reason.as_str(), ended.exit_code), ("InodesExceeded", Some(137)));
+    assert!(ended.message.contains("may have 100"), "{}", ended.message);
+    assert_eq!(node.phase(&within), Some(InstancePhase::Running));
+    // An agent that finds it running does not know what it had before.
+    node.restart().await;
+    assert_eq!(node.instance(&over).unwrap().reason, "InodesExceeded", "the record says so");
+    fill(&node, &within, 250);
+    let ended = node.agent.wait_ended(&within).await.unwrap();
+    assert_eq!(ended.reason, "InodesExceeded");
 }

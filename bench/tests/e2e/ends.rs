@@ -171,6 +171,32 @@ fn limits_are_real() {
     node.finish();
 }
 
+#[test]
+fn the_number_of_files_is_limited() {
+    let node = Node::up(&[]);
+    block_on(async {
+        let mut client = node.client().await;
+        let many = "i=0; while [ $i -lt 2000 ]; do : > /f$i || exit 3; i=$((i+1)); done; echo all; sleep 100";
+        // A file system of its own takes no more.
+        let mut capped = shell("capped", many);
+        capped.resources = Some(Resources { disk_bytes: 64 << 20, inodes: 1_000, ..Default::default() });
+        client.create_as(capped).await.unwrap();
+        let text = client.output("capped").await;
+        assert!(text.contains("No space left") && !text.contains("all"), "{text}");
+        assert_eq!(client.until("capped", "Failed").await.reason, "Exited");
+        // On everybody's disk they are counted.
+        let mut counted = shell("counted", many);
+        counted.resources = Some(Resources { inodes: 1_000, ..Default::default() });
+        client.create_as(counted).await.unwrap();
+        client.create("default", many).await.unwrap();
+        let counted = client.until("counted", "Failed").await;
+        assert_eq!((counted.reason.as_str(), counted.exit_code), ("InodesExceeded", Some(137)), "{counted:?}");
+        assert!(counted.message.contains("resources.inodes"), "{}", counted.message);
+        assert_eq!(client.info("default").await.unwrap().phase, "Running", "two thousand files are nothing unusual");
+    });
+    node.finish();
+}
+
 /// Nobody waits for a neighbour's files.
 #[test]
 fn ends_are_quick_and_ports_free_while_layers_of_very_many_files_go() {
