@@ -191,6 +191,9 @@ async fn sandboxes_whose_cgroups_stay_busy_hold_up_the_end_of_no_other() {
         let id = node.agent.start(request("run")).await.unwrap().instance_id;
         // rmdir(2): EBUSY, as for a cgroup with a process that does not die.
         let cgroup = node.keeper.cgroups.join(&id);
+        for file in std::fs::read_dir(&cgroup).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
         mount::attach(mount::tmpfs(1 << 20, 16).expect("these tests need root").as_fd(), &cgroup).unwrap();
         stuck.push((id, cgroup));
     }
