@@ -3,6 +3,7 @@
 use crate::keeper::now_ms;
 use crate::node::{IMAGE, Node, eventually, request};
 use fsb_agent::Error;
+use fsb_host::paths::SPARE;
 use fsb_proto::agent::{DeleteRequest, InstancePhase, Source};
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ async fn a_restarted_agent_finds_its_sandboxes_with_slots_ports_names_and_exit_c
     let running_id = node.agent.start(running.clone()).await.unwrap().instance_id;
     let ended_id = node.agent.start(request("exit 9")).await.unwrap().instance_id;
     node.agent.wait_ended(&ended_id).await.unwrap();
+    // An agent of this process does not die with its threads: what it has begun must not come after the next one's look.
+    let settled = |name: &String| !name.contains(&ended_id) || name.ends_with(".log") || name.ends_with(SPARE);
+    eventually("the ended one's layer is a spare one", || node.keeper.left_behind().iter().all(settled)).await;
     let known = |node: &Node| [&running_id, &ended_id].map(|id| node.instance(id).unwrap());
     let before = known(&node);
     assert_eq!((before[1].phase(), before[1].exit_code), (InstancePhase::Ended, Some(9)));
