@@ -17,7 +17,7 @@ pub const DEFAULT_PIDS: u64 = 512;
 /// Files that the writable layer of a sandbox may have that asks for no limit.
 pub const DEFAULT_INODES: u64 = 1_000_000;
 /// The most that may be asked for: what ext4 can have at all.
-pub const MAX_INODES: u64 = u32::MAX as u64;
+pub const MAX_INODES: i64 = u32::MAX as i64;
 /// Time between SIGTERM and SIGKILL of a sandbox that asks for none, in seconds.
 pub const DEFAULT_GRACE_SECONDS: u32 = 30;
 /// How long an AutoRecreate sandbox waits for its agent, in seconds.
@@ -439,6 +439,7 @@ mod tests {
             ("resources.memory_bytes", |r, value| r.memory_bytes = value, 1 << 20, MAX_MEMORY_BYTES),
             ("resources.pids", |r, value| r.pids = value, 1, MAX_PIDS),
             ("resources.disk_bytes", |r, value| r.disk_bytes = value, 64 << 10, MAX_MEMORY_BYTES),
+            ("resources.inodes", |r, value| r.inodes = value, 1, MAX_INODES),
         ];
         for (field, set, least, most) in table {
             let with = |value| {
