@@ -20,7 +20,7 @@ use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
 use crate::trash::Trash;
 use crate::watch::Hub;
-use crate::{collect, ended, events, inodes, lock, lost, plugins, recover, remove};
+use crate::{collect, events, inodes, lock, lost, plugins, recover, remove};
 use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
@@ -78,7 +78,7 @@ impl Agent {
             pool: Pool::new(config.make, config.per_image, config.pool_bytes(memory), config.warm_images.clone()),
             ledger: Arc::new(Mutex::new(Ledger::new(config.capacity))),
             instances: Mutex::default(),
-            ended: ended::Ended::default(),
+            ended: Mutex::default(),
             launched: Launched::default(),
             under_way: UnderWay::default(),
             images,

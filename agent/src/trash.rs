@@ -118,7 +118,7 @@ impl Worker {
     /// too.
     fn run(&mut self, orders: &Receiver<Option<Item>>) {
         // Those whom starts wait for have shorter ones, and this thread was made by one of them.
-        let _ = sched::usual_slice(0);
+        let _ = sched::usual_slice();
         let mut rested = Instant::now();
         loop {
             let next = self.large.iter().map(|large| large.due).min().map(|due| due.max(rested));

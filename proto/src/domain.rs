@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn resources_are_between_what_the_kernel_needs_and_what_it_has() {
         type Set = fn(&mut fastpath::Resources, i64);
-        let table: [(&str, Set, i64, i64); 4] = [
+        let table: [(&str, Set, i64, i64); 5] = [
             ("resources.cpu_millis", |r, value| r.cpu_millis = value, 10, MAX_CPU_MILLIS),
             ("resources.memory_bytes", |r, value| r.memory_bytes = value, 1 << 20, MAX_MEMORY_BYTES),
             ("resources.pids", |r, value| r.pids = value, 1, MAX_PIDS),

@@ -37,6 +37,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         let own = std::process::id() as i32;
-        assert_eq!(raise(fd.as_fd(), own, 0).unwrap_err().raw_os_error(), Some(nix::libc::ESRCH), "another's number");
+        assert_eq!(raise(fd.as_fd(), own, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH), "another's number");
     }
 }

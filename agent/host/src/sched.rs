@@ -27,15 +27,12 @@ struct Attributes {
 /// Gives this thread, and those that it makes from here on, a short slice. A parked process takes the usual one back
 /// itself before it becomes the user's program (`usual_slice` in fsb-park).
 pub fn short_slice() -> nix::Result<()> {
-    let attributes = Attributes {
-        size: size_of::<Attributes>() as u32,
-        policy: libc::SCHED_OTHER as u32,
-        runtime: SHORT.as_nanos() as u64,
-        ..Default::default()
-    };
-    // SAFETY: the kernel reads `size` bytes, which is what the struct has.
-    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
-    Ok(())
+    set(SHORT)
+}
+
+/// Gives this thread, and those that it makes from here on, the slice that everybody has.
+pub fn usual_slice() -> nix::Result<()> {
+    set(Duration::ZERO)
 }
 
 /// The slice of a process's first thread, 0 = this thread: what it was given, or the usual one. Zero on kernels that
@@ -47,6 +44,18 @@ pub fn slice(pid: i32) -> nix::Result<Duration> {
         libc::syscall(libc::SYS_sched_getattr, pid, &raw mut attributes, size_of::<Attributes>() as u32, 0)
     })?;
     Ok(Duration::from_nanos(attributes.runtime))
+}
+
+fn set(slice: Duration) -> nix::Result<()> {
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        runtime: slice.as_nanos() as u64,
+        ..Default::default()
+    };
+    // SAFETY: the kernel reads `size` bytes, which is what the struct has.
+    Errno::result(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ async fn a_delete_while_it_starts_undoes_the_start() {
     node.keeper.set(|mood| mood.ignores_makes = true);
     let (agent, mut create) = (node.agent.clone(), request("run"));
     create.claim = Some(claim("box", 1));
-    let within = std::time::Duration::from_millis(300);
+    let within = Duration::from_millis(300);
     let start = tokio::spawn(async move { agent.start_within(create, within).await });
     eventually("it is being created", || node.used() == 1).await;
     assert!(!node.agent.delete(by_claim(claim("box", 1))).await.unwrap());
@@ -113,7 +113,7 @@ async fn a_newer_generation_breaks_off_the_start_of_the_older_one_and_runs() {
     let older = tokio::spawn(async move { agent.start(older).await });
     eventually("the older one waits for its container", || node.keeper.makes() > 0).await;
     node.keeper.set(|mood| mood.ignores_makes = false);
-    let within = std::time::Duration::from_secs(10);
+    let within = Duration::from_secs(10);
     let id = node.agent.start_within(two, within).await.unwrap().instance_id;
     assert_eq!(older.await.unwrap().unwrap_err().cause, Error::Deleted);
     assert_eq!((node.phase(&id), node.used()), (Some(InstancePhase::Running), 1));
@@ -153,7 +153,7 @@ async fn memory_after_hundreds_of_sandboxes() {
     // Whoever forgets to let go of a request, a claim or an instance holds this much.
     let large = || {
         let mut request = request("exit 0");
-        request.claim_document = vec![b'x'; 32 << 10].into();
+        request.claim_document = vec![b'x'; 32 << 10];
         request.envs = [("LARGE".to_owned(), "x".repeat(32 << 10))].into();
         request
     };

@@ -40,10 +40,8 @@ pub async fn unix(path: &Path) -> Result<Option<(UnixListener, Socket)>, Error> 
         return Ok(None);
     }
     let wrong = |source| Error::Listen { address: path.display().to_string(), source };
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        if !parent.is_dir() {
-            fsb_files::create_dir(parent, Access::Group).map_err(wrong)?;
-        }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+        fsb_files::create_dir(parent, Access::Group).map_err(wrong)?;
     }
     if path.exists() {
         if UnixStream::connect(path).await.is_ok() {

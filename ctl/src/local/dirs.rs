@@ -2,8 +2,8 @@
 
 use crate::config::DEFAULT_RUN_DIR;
 use crate::error::{Context, Result};
-use fsb_files::Access;
 use crate::tokens;
+use fsb_files::Access;
 use std::path::{Path, PathBuf};
 
 /// Begins the names of every node's links.

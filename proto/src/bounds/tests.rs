@@ -133,7 +133,7 @@ fn no_string_of_a_request_that_is_kept_is_longer_than_its_bound() {
         ("claim.uid", agent::DeleteRequest { claim: claim(|c, s| c.uid = s), ..Default::default() }.check()),
         ("claim.name", agent::UpdateRequest { claim: claim(|c, s| c.name = s), ..Default::default() }.check()),
         ("instance_id", agent::DeleteRequest { instance_id: long(), ..Default::default() }.check()),
-        ("watcher", agent::WatchRequest { watcher: long() }.check()),
+        ("watcher", agent::WatchRequest { watcher: long(), controller: false }.check()),
         ("images", agent::SetWarmImagesRequest { images: vec![long()] }.check()),
         ("instance_ids", agent::ForgetRequest { instance_ids: vec![long()] }.check()),
         ("path", agent::ImportImageRequest { path: long(), ..Default::default() }.check()),
