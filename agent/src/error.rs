@@ -40,6 +40,9 @@ pub enum Error {
     /// Containers cannot be made now.
     #[error("{0}")]
     Unavailable(String),
+    /// The disk has less left than its reserve, and this needs some of it.
+    #[error("{0}")]
+    DiskFull(String),
     /// The caller's deadline passed.
     #[error("not done after {}; hint: give the call more time", seconds(*.0))]
     Deadline(Duration),
@@ -75,6 +78,7 @@ impl Error {
             Self::Image { .. } => Refusal::Image,
             Self::Start(_) => Refusal::Start,
             Self::Unavailable(_) => Refusal::Unavailable,
+            Self::DiskFull(_) => Refusal::DiskFull,
             Self::TooMany(_) | Self::Deadline(_) | Self::Deleted | Self::NotFound(_) | Self::Internal(_) => {
                 return None;
             }

@@ -2,6 +2,7 @@
 //!
 //! A newcomer reads `start.rs` first: it is the start path, from top to bottom. Deciding modules are pure
 //! (`admission`, `pool::policy`, `command`, `ends`, `config`, `logs::record`); the others carry decisions out.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod admission;
 mod agent;

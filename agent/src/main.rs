@@ -1,9 +1,11 @@
 //! fsb-agent: settings, runtime, signals. What it does is in the library.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 use anyhow::Context;
 use caps::Capability;
 use clap::Parser;
 use fsb_agent::{Agent, Config, Listeners, serve};
+use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +40,11 @@ struct Args {
     http_port: Option<String>,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    fsb_log::exit("fsb-agent", start())
+}
+
+fn start() -> anyhow::Result<()> {
     let keeper = fsb_host::process::keeper_socket().context("no keeper; hint: fsb-keeper starts the agent")?;
     let args = Args::parse();
     fsb_host::privileges::keep(&NEEDED).context("drop privileges")?;

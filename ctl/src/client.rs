@@ -2,7 +2,7 @@
 
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
-use crate::tokens;
+use crate::{output, tokens};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_rpc::{Address, Channel};
 use std::time::Duration;
@@ -57,7 +57,7 @@ pub(crate) async fn connect(settings: &Settings) -> Result<FastPath> {
         None => None,
     };
     if settings.verbose {
-        eprintln!("controller: {}", settings.endpoint);
+        output::talk(&format!("controller: {}", settings.endpoint));
     }
     let channel = channel(&settings.endpoint).await.map_err(|why| unreachable(settings, &why))?;
     let client = FastPathServiceClient::with_interceptor(channel, Bearer(token));

@@ -85,9 +85,9 @@ pub(crate) fn run(args: Args, settings: &Settings) -> Result<u8> {
 pub(crate) fn tell_problems(dirs: &Dirs) {
     let bad: Vec<Finding> = checks::all(dirs).into_iter().filter(|finding| finding.verdict != Verdict::Ok).collect();
     if bad.is_empty() {
-        eprintln!("doctor: this machine has all that is needed");
+        output::talk("doctor: this machine has all that is needed");
     }
     for finding in bad {
-        eprintln!("doctor: {}: {}; {}", finding.check, finding.found, finding.fix);
+        output::talk(&format!("doctor: {}: {}; {}", finding.check, finding.found, finding.fix));
     }
 }

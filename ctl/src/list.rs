@@ -45,7 +45,7 @@ pub(crate) async fn list(args: ListArgs, settings: &Settings) -> Result<u8> {
     if items.is_empty() && matches!(args.format.output, Format::Table | Format::Wide) {
         let place =
             if args.all_namespaces { "any namespace".into() } else { format!("namespace {}", settings.namespace) };
-        eprintln!("no sandboxes in {place}");
+        output::talk(&format!("no sandboxes in {place}"));
         return Ok(0);
     }
     let listing = Listing { items };
@@ -65,7 +65,7 @@ pub(crate) fn show_one(format: Format, info: SandboxInfo) -> Result<()> {
     let view = View::from(info);
     output::show(format, &view, |wide| rows(std::slice::from_ref(&view), wide, false))?;
     if matches!(format, Format::Table | Format::Wide) && !view.message.is_empty() {
-        eprintln!("{}: {}", or_dash(&view.reason), view.message);
+        output::talk(&format!("{}: {}", or_dash(&view.reason), view.message));
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
 //! `fsb-ctl`: starts, shows and removes sandboxes, and runs the local node.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod cli;
 mod client;

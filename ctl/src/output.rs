@@ -103,9 +103,14 @@ fn colour(text: &str, code: &str) -> String {
     if plain { text.to_owned() } else { format!("\x1b[{code}m{text}\x1b[0m") }
 }
 
+/// Writes a line to stderr. Whoever does not listen misses it: `eprintln!` would panic.
+pub(crate) fn talk(text: &str) {
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Says on stderr why the command failed.
 pub(crate) fn failure(failure: &Failure) {
-    eprintln!("{} {failure}", colour("error:", "1;31"));
+    talk(&format!("{} {failure}", colour("error:", "1;31")));
     if let Some(text) = &failure.hint {
         hint(text);
     }
@@ -113,12 +118,12 @@ pub(crate) fn failure(failure: &Failure) {
 
 /// Says on stderr what to do.
 pub(crate) fn hint(text: &str) {
-    eprintln!("{} {text}", colour("hint:", "1;36"));
+    talk(&format!("{} {text}", colour("hint:", "1;36")));
 }
 
 /// Says on stderr what is odd.
 pub(crate) fn warning(text: &str) {
-    eprintln!("{} {text}", colour("warning:", "1;33"));
+    talk(&format!("{} {text}", colour("warning:", "1;33")));
 }
 
 /// A spinner on stderr that shows up when something takes longer than a moment; nothing without a terminal.

@@ -26,10 +26,12 @@ pub enum Refusal {
     Invalid,
     /// This agent cannot make containers now. Another agent may.
     Unavailable,
+    /// Little is left of the disk of this agent, and the create needs some. Another agent may have it.
+    DiskFull,
 }
 
 impl Refusal {
-    const ALL: [(Refusal, &'static str, Code); 9] = [
+    const ALL: [(Refusal, &'static str, Code); 10] = [
         (Refusal::Full, "full", Code::ResourceExhausted),
         (Refusal::PortTaken, "port-taken", Code::FailedPrecondition),
         (Refusal::Cordoned, "cordoned", Code::Unavailable),
@@ -39,6 +41,7 @@ impl Refusal {
         (Refusal::Start, "start", Code::FailedPrecondition),
         (Refusal::Invalid, "invalid", Code::InvalidArgument),
         (Refusal::Unavailable, "unavailable", Code::Unavailable),
+        (Refusal::DiskFull, "disk-full", Code::ResourceExhausted),
     ];
 
     /// The word on the wire.
@@ -48,7 +51,8 @@ impl Refusal {
 
     /// Whether another agent may succeed where this one refused.
     pub fn elsewhere(self) -> bool {
-        matches!(self, Refusal::Full | Refusal::PortTaken | Refusal::Cordoned | Refusal::Unavailable)
+        use Refusal::{Cordoned, DiskFull, Full, PortTaken, Unavailable};
+        matches!(self, Full | PortTaken | Cordoned | Unavailable | DiskFull)
     }
 
     /// The status that carries this refusal.

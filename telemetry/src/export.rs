@@ -1,7 +1,6 @@
 //! Traces over OTLP (gRPC), by OpenTelemetry's standard variables, and their way from one program to the next: the
 //! W3C `traceparent` header.
 
-use crate::logs;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter};
@@ -30,7 +29,7 @@ pub struct Traces(Option<SdkTracerProvider>);
 /// and must outlive what is returned. A collector that cannot be reached is no reason not to run: what it does not take
 /// is dropped.
 pub fn init(service: &'static str) -> Traces {
-    let logs = tracing_subscriber::registry().with(logs::lines());
+    let logs = tracing_subscriber::registry().with(fsb_log::layer(""));
     if !is_wanted(|name| std::env::var(name).ok()) {
         logs.init();
         return Traces::default();

@@ -15,6 +15,7 @@
 //! | `instance`, `started`, `store` | carrying that out: adopt, watch, end; record files |
 //! | `reaper`, `retention`, `sweep`, `stop` | children, old records, leftovers, the end |
 //! | `log` | pipes to files |
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod agent;
 mod backoff;
@@ -34,21 +35,14 @@ mod stop;
 mod store;
 mod sweep;
 mod table;
-mod telemetry;
 mod watch;
 
 use anyhow::Context;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    telemetry::init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    fsb_log::init("");
+    fsb_log::exit("fsb-keeper", run())
 }
 
 fn run() -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! It is started by the keeper with its socket as descriptor 3, stands in the network namespace of the sandboxes, and
 //! makes paused containers on request.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod filler;
 mod layer;
@@ -17,19 +18,18 @@ use fsb_host::wire::FromSpawner;
 use fsb_host::{cgroup::Tree, memfd, paths::Paths, seccomp};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::ExitCode;
 
 /// The parked program, built by build.rs.
 static PARK: &[u8] = include_bytes!(env!("FSB_PARK"));
 
-fn main() -> Result<()> {
-    let level = std::env::var("LOG_LEVEL").unwrap_or("info".into());
+fn main() -> ExitCode {
     // libcontainer warns of what is by design here: an intermediate process that its parent reaps.
-    let filter = format!("{level},libcontainer=error,libcgroups=error");
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    match std::env::var("LOG_FORMAT").as_deref() {
-        Ok("json") => log.json().init(),
-        _ => log.init(),
-    }
+    fsb_log::init("libcontainer=error,libcgroups=error");
+    fsb_log::exit("fsb-spawner", run())
+}
+
+fn run() -> Result<()> {
     let keeper = fsb_host::process::keeper_socket()?;
     // Moulds and paused containers inherit it. The keeper takes it from a container that has started.
     if let Err(error) = fsb_host::sched::short_slice() {

@@ -1,8 +1,10 @@
 //! The embedded store: one redb file, one writer thread, one commit for everything that waits.
 //!
 //! A commit is durable when it returns. The file survives being cut off at any write: redb recovers to the last
-//! commit. A file that is damaged beyond that is moved aside, loudly, and the claims of running sandboxes come back
-//! from the agents, which carry them.
+//! commit. On a full disk it goes on with the room that it has in advance ([`room`]). A file that is damaged beyond that
+//! is moved aside, loudly, and the claims of running sandboxes come back from the agents, which carry them.
+
+mod room;
 
 use super::burials::{Burials, TOMBSTONES};
 use super::{Claim, ClaimStore, Key, Loaded, WriteError};
@@ -10,9 +12,7 @@ use crate::clock;
 use crate::error::Error;
 use fsb_files::Access;
 use futures_util::future::BoxFuture;
-use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -169,9 +169,7 @@ enum OpenError {
 /// Opens the file and reads all of it: what cannot be read is damage. redb may panic on a file that it did not write.
 fn open_and_read(path: &Path) -> Result<(Open, Loaded), OpenError> {
     let attempt = catch_unwind(AssertUnwindSafe(|| -> Result<(Open, Loaded), redb::Error> {
-        // Claims have environments, and environments secrets.
-        let file = fsb_files::open(path, File::options().read(true).write(true).create(true).truncate(false))?;
-        let mut database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
+        let mut database = room::open(path, true)?;
         database.check_integrity()?;
         let loaded = read(&database)?;
         let open = Open::new(database)?;
@@ -320,7 +318,7 @@ impl Writer {
         // Left out where this fails or panics.
         let open = self.open.take();
         let written = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
-            let mut open = open.map_or_else(|| Open::new(Database::open(&self.path)?), Ok)?;
+            let mut open = open.map_or_else(|| Open::new(room::open(&self.path, false)?), Ok)?;
             let results = write(&mut open, batch)?;
             Ok((open, results))
         }));

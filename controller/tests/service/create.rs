@@ -200,7 +200,7 @@ async fn with_no_healthy_agent_the_service_is_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_race_for_a_slot_is_tried_on_the_next_agent() {
     let world = World::new(3).await;
-    for refusal in [Refusal::Full, Refusal::PortTaken, Refusal::Cordoned, Refusal::Unavailable] {
+    for refusal in [Refusal::Full, Refusal::PortTaken, Refusal::Cordoned, Refusal::Unavailable, Refusal::DiskFull] {
         for agent in &world.agents[1..] {
             agent.state().next.clear();
             agent.state().next.push_back(Next::Refuse(refusal, "not here"));

@@ -5,6 +5,7 @@ use super::lock::{self, Lock};
 use super::record::Node;
 use super::tear_down::{Ending, purge, tear_down};
 use crate::error::{Failure, Result};
+use crate::output;
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,9 +20,9 @@ pub(crate) fn run(dirs: &Dirs, and_purge: bool) -> Result<u8> {
     let was_there = dirs.run.exists();
     stop(dirs, and_purge)?;
     if was_there {
-        eprintln!("the local node is down{}", if and_purge { ", nothing is left of it" } else { "" });
+        output::talk(&format!("the local node is down{}", if and_purge { ", nothing is left of it" } else { "" }));
     } else {
-        eprintln!("there was no local node{}", dirs.flag());
+        output::talk(&format!("there was no local node{}", dirs.flag()));
     }
     Ok(0)
 }

@@ -37,13 +37,13 @@ impl Lock {
         }
     }
 
-    /// Replaces what the file says.
+    /// Replaces what the file says, in place: on a full disk there may be no other one.
     pub(crate) fn write(&mut self, text: &str) -> Result<()> {
         let path = self.path.clone();
         let write = |file: &mut File| {
-            file.set_len(0)?;
             file.seek(SeekFrom::Start(0))?;
-            file.write_all(text.as_bytes())
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
         };
         write(&mut self.file).context(|| format!("cannot write {}", path.display()))
     }

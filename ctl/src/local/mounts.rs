@@ -6,14 +6,17 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{FsType, NSFS_MAGIC, TMPFS_MAGIC, statfs};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Makes sure that `path` is a directory on a tmpfs, for root and the group: mounts one there if it is not. Private: what is
-/// pinned below it stays out of every other mount namespace.
-pub(crate) fn ensure_tmpfs(path: &Path) -> Result<()> {
+/// Makes sure that `path` is a directory, for root and the group, on a tmpfs that is not the file system of `state`, which
+/// sandboxes may fill: mounts one there if it is not. Private: what is pinned below it stays out of every other mount
+/// namespace.
+pub(crate) fn ensure_tmpfs(path: &Path, state: &Path) -> Result<()> {
     let make = || fsb_files::create_dir(path, Access::Group).context(|| format!("cannot make {}", path.display()));
     make()?;
-    if is(path, TMPFS_MAGIC) {
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.dev()).ok();
+    if is(path, TMPFS_MAGIC) && device(path) != device(state) {
         return Ok(());
     }
     let none = None::<&str>;

@@ -44,7 +44,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
     })?;
     let own = serde_json::to_string(&Process::current()).context(|| "cannot write down the supervisor".into())?;
     lock.write(&own)?;
-    mounts::ensure_tmpfs(&dirs.run)?;
+    mounts::ensure_tmpfs(&dirs.run, &dirs.state)?;
     let node = match Node::read(dirs) {
         Some(node) if node.lives() => {
             log("goes on with the processes of the supervisor before");
@@ -53,7 +53,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
         left => {
             if left.is_some() {
                 tear_down(dirs, left.as_ref(), Ending::AtOnce)?;
-                mounts::ensure_tmpfs(&dirs.run)?;
+                mounts::ensure_tmpfs(&dirs.run, &dirs.state)?;
             }
             cgroups::leave_session();
             match make(flags, dirs) {
@@ -293,14 +293,12 @@ fn raise_descriptors() {
 /// A line as the node's other programs write theirs.
 fn log(text: &str) {
     let now = humantime::format_rfc3339_millis(SystemTime::now());
-    if std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json") {
+    if fsb_log::is_json() {
         let fields = json!({ "message": text });
-        eprintln!(
-            "{}",
-            json!({ "timestamp": now.to_string(), "level": "INFO", "fields": fields, "target": "supervisor" })
-        );
+        let line = json!({ "timestamp": now.to_string(), "level": "INFO", "fields": fields, "target": "supervisor" });
+        fsb_log::line(&line.to_string());
     } else {
-        eprintln!("{now} supervisor: {text}");
+        fsb_log::line(&format!("{now} supervisor: {text}"));
     }
 }
 

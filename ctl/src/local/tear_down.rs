@@ -5,7 +5,6 @@ use super::process;
 use super::record::{Keeper, Node};
 use super::{cgroups, environment, firewall, global, mounts, network, sweep};
 use crate::error::{Failure, Result};
-use crate::output;
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -50,7 +49,8 @@ pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Res
         try_to(sweep::remove(&dirs.run));
     }
     let last = failures.pop();
-    failures.iter().for_each(output::failure);
+    // The supervisor says this, too.
+    failures.iter().for_each(|failure| fsb_log::line(&format!("error: {failure}")));
     last.map_or(Ok(()), Err)
 }
 

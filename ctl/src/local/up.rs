@@ -31,11 +31,14 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, settings: &Settings) -> Result<u8>
         program::ours(name)?;
     }
     if lock::holder(&dirs.lock()).is_some() {
-        eprintln!("the local node is up already; to change it: fsb-ctl local down{}, then up again", dirs.flag());
+        output::talk(&format!(
+            "the local node is up already; to change it: fsb-ctl local down{}, then up again",
+            dirs.flag()
+        ));
         let node = ready(dirs, settings, None).map_err(|why| {
             Failure::new(why).hint(format!("fsb-ctl local status{}, and {}", dirs.flag(), dirs.node_log().display()))
         })?;
-        welcome(dirs, &node);
+        welcome(dirs, &node)?;
         return Ok(0);
     }
     let log = open_log(dirs)?;
@@ -46,12 +49,12 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, settings: &Settings) -> Result<u8>
     spinner.finish_and_clear();
     match outcome {
         Ok(node) => {
-            welcome(dirs, &node);
+            welcome(dirs, &node)?;
             Ok(0)
         }
         Err(why) => {
-            eprintln!("the last lines of {}:", dirs.node_log().display());
-            eprintln!("{}", tail(dirs, before));
+            output::talk(&format!("the last lines of {}:", dirs.node_log().display()));
+            output::talk(&tail(dirs, before));
             doctor::tell_problems(dirs);
             if let Err(failure) = down::stop(dirs, false) {
                 output::failure(&failure);
@@ -166,7 +169,7 @@ fn tail(dirs: &Dirs, from: u64) -> String {
     lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(|line| format!("  {line}\n")).collect()
 }
 
-fn welcome(dirs: &Dirs, node: &Node) {
+fn welcome(dirs: &Dirs, node: &Node) -> Result<()> {
     let agents: Vec<String> = node
         .agents
         .iter()
@@ -176,17 +179,17 @@ fn welcome(dirs: &Dirs, node: &Node) {
             format!("  {} (pool {}, namespace {}, {ip}, {room} sandboxes)", agent.name, agent.pool, agent.namespace)
         })
         .collect();
-    println!("the local node is up:\n{}", agents.join("\n"));
-    println!("controller: unix:{}", dirs.controller_socket().display());
+    output::line(&format!("the local node is up:\n{}", agents.join("\n")))?;
+    output::line(&format!("controller: unix:{}", dirs.controller_socket().display()))?;
     if let Some((tcp, address)) = node.over_tcp() {
-        println!("            {address}, {}", tcp.auth.open_to(dirs));
+        output::line(&format!("            {address}, {}", tcp.auth.open_to(dirs)))?;
         tcp.warning(address).iter().for_each(|warning| output::warning(warning));
     }
     if dirs.root.is_some() {
-        println!("use it:     export FSB_ENDPOINT=unix:{}", dirs.controller_socket().display());
+        output::line(&format!("use it:     export FSB_ENDPOINT=unix:{}", dirs.controller_socket().display()))?;
     }
-    println!("stop it:    fsb-ctl local down{}", dirs.flag());
-    println!("Sandboxes of one agent share its network and trust each other on it.");
+    output::line(&format!("stop it:    fsb-ctl local down{}", dirs.flag()))?;
+    output::line("Sandboxes of one agent share its network and trust each other on it.")
 }
 
 #[cfg(test)]
