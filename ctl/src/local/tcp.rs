@@ -9,13 +9,12 @@ use std::net::ToSocketAddrs;
 /// The port that clients of the machine's own node know.
 const PORT: u16 = 9090;
 
-/// Who may use the Fast-Path over TCP.
+/// Who may use the Fast-Path over TCP: anybody who reaches it, or who shows a token of the node's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Auth {
-    /// Anybody who reaches it: may start sandboxes as root, read all logs and delete everything
+    // Not told in the help, which would then take three lines for each flag.
     None,
-    /// Who shows a token of RUN/tokens, which is made; fsb-ctl finds it there
     Tokens,
 }
 
@@ -35,7 +34,7 @@ pub(crate) struct Flags {
     /// Serve the Fast-Path over TCP too [default address: 127.0.0.1:9090; with --root a free port]
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1)]
     tcp: Option<Option<String>>,
-    /// Who may use it over TCP [default: tokens]
+    /// Who may use it over TCP: whoever shows a token of RUN/tokens, which is made, or anybody [default: tokens]
     #[arg(long, value_enum, requires = "tcp")]
     auth: Option<Auth>,
     /// Let --auth none listen on an address that other machines reach
