@@ -15,6 +15,7 @@ use crate::order::Order;
 use crate::outcome::UnderWay;
 use crate::pool::{self, Pool};
 use crate::reaper::Reaper;
+use crate::room::{self, Room};
 use crate::spares::{self, Spares};
 use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
@@ -41,6 +42,7 @@ pub struct Agent {
     /// Those that have ended.
     pub(crate) ended: Mutex<Ended>,
     pub(crate) pool: Pool,
+    pub(crate) room: Room,
     pub(crate) launched: Launched,
     pub(crate) under_way: UnderWay,
     pub(crate) images: Images,
@@ -79,6 +81,7 @@ impl Agent {
             ledger: Arc::new(Mutex::new(Ledger::new(config.capacity))),
             instances: Mutex::default(),
             ended: Mutex::default(),
+            room: Room::default(),
             launched: Launched::default(),
             under_way: UnderWay::default(),
             images,
@@ -96,9 +99,11 @@ impl Agent {
             config,
         });
         recover::adopt(&agent, welcome.known);
-        agent.tracker.spawn(events::run(agent.clone(), events));
+        // It lasts as long as the keeper does: nobody waits for it at the end.
+        tokio::spawn(events::run(agent.clone(), events));
         agent.tracker.spawn(launched::run(agent.clone()));
         agent.tracker.spawn(pool::run(agent.clone()));
+        agent.tracker.spawn(room::run(agent.clone()));
         agent.tracker.spawn(pool::warm::run(agent.clone()));
         let changes = agent.shutdown.clone().run_until_cancelled_owned(agent.changes.clone().run());
         agent.tracker.spawn(async move {

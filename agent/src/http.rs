@@ -142,7 +142,7 @@ impl From<StartError> for Failed {
 fn status_of(error: &Error) -> StatusCode {
     match error {
         Error::Invalid(_) => StatusCode::BAD_REQUEST,
-        Error::Full { .. } | Error::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+        Error::Full { .. } | Error::TooMany(_) | Error::DiskFull(_) => StatusCode::TOO_MANY_REQUESTS,
         Error::PortTaken { .. } | Error::Stale { .. } | Error::Conflict(_) | Error::Deleted => StatusCode::CONFLICT,
         Error::NotFound(_) | Error::Image { .. } => StatusCode::NOT_FOUND,
         Error::Start(_) => StatusCode::UNPROCESSABLE_ENTITY,

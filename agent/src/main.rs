@@ -1,5 +1,5 @@
 //! fsb-agent: settings, runtime, signals. What it does is in the library.
-#![warn(clippy::print_stderr, clippy::print_stdout)]
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 
 use anyhow::Context;
 use caps::Capability;

@@ -4,20 +4,24 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 /// Crate → the crates of this workspace that it may depend on.
-const MAY: [(&str, &[&str]); 13] = [
+const MAY: [(&str, &[&str]); 14] = [
     ("fsb-proto", &[]),
     ("fsb-files", &[]),
     ("fsb-park", &[]),
-    ("fsb-telemetry", &[]),
+    ("fsb-log", &[]),
+    ("fsb-telemetry", &["fsb-log"]),
     ("fsb-rpc", &[]),
     ("fsb-host", &["fsb-park"]),
     ("fsb-image", &["fsb-proto", "fsb-files", "fsb-host"]),
-    ("fsb-spawner", &["fsb-files", "fsb-host"]),
-    ("fsb-keeper", &["fsb-files", "fsb-host"]),
+    ("fsb-spawner", &["fsb-files", "fsb-host", "fsb-log"]),
+    ("fsb-keeper", &["fsb-files", "fsb-host", "fsb-log"]),
     // The parked program for its tests only, which play one.
-    ("fsb-agent", &["fsb-proto", "fsb-files", "fsb-host", "fsb-image", "fsb-park", "fsb-telemetry", "fsb-rpc"]),
-    ("fsb-controller", &["fsb-proto", "fsb-files", "fsb-telemetry", "fsb-rpc"]),
-    ("fsb-ctl", &["fsb-proto", "fsb-files", "fsb-rpc"]),
+    (
+        "fsb-agent",
+        &["fsb-proto", "fsb-files", "fsb-host", "fsb-image", "fsb-log", "fsb-park", "fsb-telemetry", "fsb-rpc"],
+    ),
+    ("fsb-controller", &["fsb-proto", "fsb-files", "fsb-log", "fsb-telemetry", "fsb-rpc"]),
+    ("fsb-ctl", &["fsb-proto", "fsb-files", "fsb-log", "fsb-rpc"]),
     ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller", "fsb-rpc"]),
 ];
 

@@ -5,7 +5,7 @@
 //!        ↓ after the answer                      ↑ snapshots and changes
 //!    claims (table, queue, store)       →  reconcile: decide() pure, apply() thin
 //! ```
-#![warn(clippy::print_stderr, clippy::print_stdout)]
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod agents;
 pub mod backoff;

@@ -457,14 +457,14 @@ fn agents_have_the_names_pools_and_namespaces_that_they_were_given() {
 #[test]
 fn a_node_that_does_not_come_up_says_why_and_leaves_nothing() {
     let node = Node::new();
-    std::fs::create_dir_all(&node.root).unwrap();
-    std::fs::write(node.root.join("run"), "in the way").unwrap();
+    let in_the_way = node.root.join("lib/node.lock");
+    std::fs::create_dir_all(&in_the_way).unwrap();
     let output = node.run("local up");
     assert_eq!(output.status.code(), Some(1));
     let text = stderr(&output);
-    assert!(text.contains("node.log") && text.contains("cannot make"), "the log's last lines: {text}");
+    assert!(text.contains("node.log") && text.contains("cannot open"), "the log's last lines: {text}");
     assert!(text.contains("doctor: ") && text.contains("\nhint: "), "{text}");
-    std::fs::remove_file(node.root.join("run")).ok();
+    std::fs::remove_dir(&in_the_way).unwrap();
     assert_eq!(node.traces(), Vec::<String>::new());
     std::fs::remove_file(node.programs.join("fsb-agent")).unwrap();
     let output = node.run("local up");

@@ -2,7 +2,7 @@
 //!
 //! With `fsb-park` this is the only code with `unsafe` in it. Everything is synchronous and knows no runtime, so
 //! the single-threaded daemons and the agent share it.
-#![warn(clippy::print_stderr, clippy::print_stdout)]
+#![cfg_attr(not(test), warn(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod cgroup;
 pub mod confine;

@@ -155,6 +155,7 @@ impl Pool {
         {
             return Ok((paused, Source::Stock));
         }
+        agent.room.check()?;
         self.urgent.fetch_add(1, Ordering::Relaxed);
         let _urgent = Urgent(self);
         let how = match self.mode {
@@ -178,6 +179,11 @@ impl Pool {
         stock.demand.bump(now - self.began);
         stock.used = now;
         drop(stock);
+        self.wake.notify_one();
+    }
+
+    /// What is to be made may have changed.
+    pub(crate) fn look_at_stock(&self) {
         self.wake.notify_one();
     }
 
@@ -336,7 +342,9 @@ fn step(agent: &Arc<Agent>) -> Option<Duration> {
             agent.discard(paused);
         }
     }
-    for index in plan.make {
+    // What the disk still has is for those who run.
+    let make = if agent.room.is_low() { Vec::new() } else { plan.make };
+    for index in make {
         lock(&shelves[index].stock).pending += 1;
         agent.tracker.spawn(refill(agent.clone(), shelves[index].clone()));
     }

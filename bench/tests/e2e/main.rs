@@ -6,6 +6,7 @@ mod bad_input;
 mod crashes;
 mod doors;
 mod ends;
+mod full_disk;
 mod go_era;
 mod isolation;
 mod journey;

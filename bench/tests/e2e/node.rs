@@ -52,16 +52,27 @@ impl Node {
         let output = command.args(flags).envs(environment.iter().copied()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "fsb-ctl local up: {}\n{said}{}", output.status, node.node_log());
-        let image = node.busybox();
-        node.ctl_ok(&["image", "import", &image.display().to_string(), "--name", "busybox", "--cmd", "sh"]);
+        node.import_busybox();
         node
     }
 
     /// A node that was never up.
     pub fn down() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests create containers: run them as root");
-        let root = tempfile::Builder::new().prefix("fsb").rand_bytes(4).tempdir_in("/tmp").unwrap();
+        Self::down_below(Path::new("/tmp"))
+    }
+
+    /// A node that was never up, in a directory of its own below this one.
+    pub fn down_below(parent: &Path) -> Self {
+        let root = tempfile::Builder::new().prefix("fsb").rand_bytes(4).tempdir_in(parent).unwrap();
         Self { root, before: Traces::now(), checked: false }
+    }
+
+    /// Brings the image named `busybox` to it.
+    pub fn import_busybox(&self) {
+        let image = self.busybox();
+        self.ctl_ok(&["image", "import", &image.display().to_string(), "--name", "busybox", "--cmd", "sh"]);
+        std::fs::remove_file(image).unwrap();
     }
 
     pub fn start(&self, flags: &[&str]) {
