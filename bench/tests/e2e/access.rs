@@ -189,7 +189,14 @@ fn over_tcp_a_token_opens_the_node_until_it_is_down() {
     look("a new controller");
     let shown = node.ctl_ok(&["local", "status"]);
     assert!(shown.contains(&format!("{}, open to the tokens in", over_tcp(&node))), "{shown}");
-    kill(supervisor(&node));
+    let killed = supervisor(&node);
+    kill(killed);
+    let end = Instant::now() + PATIENCE;
+    // Until then `up` would take the node for supervised.
+    while std::fs::read_to_string(format!("/proc/{killed}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < end, "the supervisor does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     node.start(&[]);
     look("a new supervisor");
     let controller = node.kill("fsb-controller");
@@ -235,7 +242,7 @@ fn a_client_of_the_go_era_works_over_tcp_without_authentication_and_each_start_w
             pool_ref: "default-pool".into(),
             exposed_ports: vec![8080, 8081],
             command: strings(&["sh", "-c"]),
-            args: strings(&["echo $K; pwd; exec sleep 1000"]),
+            args: strings(&["trap exit TERM; echo $K; pwd; sleep 1000 & wait"]),
             namespace: "default".into(),
             consistency_mode: 1,
             name: "go".into(),
