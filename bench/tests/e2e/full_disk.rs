@@ -1,8 +1,8 @@
 //! A sandbox that fills the disk of its node.
 
 use crate::node::{Calls, Node, PATIENCE, block_on};
-use fsb_proto::fastpath::DeleteRequest;
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
+use fsb_proto::fastpath::{DeleteRequest, ListAgentsRequest};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 use std::path::Path;
@@ -60,12 +60,18 @@ fn outlives(options: &str, fill: &str) {
         };
         let before = ids(&mut client).await;
         let programs = ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"].map(|name| node.pids(name));
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + 2 * PATIENCE;
+        while client.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().items[0].paused < 5 {
+            assert!(Instant::now() < end, "there is no stock");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         client.create("writer", fill).await.unwrap();
         while !disk.is_full() {
             assert!(Instant::now() < end, "the disk is not full");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        // The agent looks each second.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         // Starts from the stock go on; when it is empty, creates are refused, with who has filled the disk.
         let refused = loop {
             assert!(Instant::now() < end, "nothing is refused");
@@ -105,5 +111,5 @@ fn a_node_outlives_a_disk_without_space() {
 
 #[test]
 fn a_node_outlives_a_disk_without_inodes() {
-    outlives("size=256m,nr_inodes=6000", "i=0; while :; do i=$((i+1)); : > /f$i || sleep 1000; done");
+    outlives("size=256m,nr_inodes=6000", "i=0; while :; do i=$((i+1)); true > /f$i || sleep 1000; done");
 }
