@@ -25,6 +25,8 @@ const SHARE: u64 = 20;
 /// or this much, where that is less.
 const MAX_RESERVE_BYTES: u64 = 1 << 30;
 const MAX_RESERVE_FILES: u64 = 1 << 16;
+/// What a file takes that has nothing in it.
+const INODE_BYTES: u64 = 256;
 /// Writers that are named.
 const NAMED: usize = 3;
 
@@ -152,14 +154,14 @@ async fn largest(agent: &Agent) -> String {
     format!("; the largest writers here: {}; hint: remove one of them", named.join(", "))
 }
 
-/// Bytes on the disk below a directory that somebody else writes to; those that were found in time.
+/// Bytes on the disk, those of inodes with them, below a directory that somebody else writes to; those that were found in time.
 fn written(root: &Path, until: Instant) -> u64 {
     let (mut bytes, mut directories) = (0, vec![root.to_owned()]);
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             // Of the entry itself: links are not followed.
             let Ok(metadata) = entry.metadata() else { continue };
-            bytes += metadata.blocks() * 512;
+            bytes += metadata.blocks() * 512 + INODE_BYTES;
             if metadata.is_dir() {
                 directories.push(entry.path());
             }

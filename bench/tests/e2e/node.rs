@@ -72,7 +72,6 @@ impl Node {
     pub fn import_busybox(&self) {
         let image = self.busybox();
         self.ctl_ok(&["image", "import", &image.display().to_string(), "--name", "busybox", "--cmd", "sh"]);
-        std::fs::remove_file(image).unwrap();
     }
 
     pub fn start(&self, flags: &[&str]) {
