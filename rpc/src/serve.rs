@@ -22,6 +22,10 @@ const SEND_BUFFER: usize = 16 << 10;
 /// Calls that a client may let go of before they were taken, at a time; one more, and HTTP/2's library closes the
 /// connection, with every other call on it. As many as there may be readers of logs, who may all go at once.
 const LET_GO: usize = READERS as usize;
+/// How many bytes the frames that lie unread may be short of 256 each, all together; one byte more, and HTTP/2's library
+/// closes the connection, with every call on it. Enough for two small frames of each call: many come at once, before the
+/// first is read. A client that sends single bytes has 8,192 frames of them here, at about 200 bytes each.
+const SMALL_FRAMES: usize = CALLS as usize * 2 * 256;
 /// The most that the headers of a call may take, in bytes.
 const HEADERS: u32 = 16 << 10;
 
@@ -50,6 +54,7 @@ where
         .max_concurrent_streams(CALLS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(LET_GO)
+        .data_frame_budget(SMALL_FRAMES)
         .max_header_list_size(HEADERS);
     let mut stop = pin!(stop);
     let mut connection = tokio::select! {

@@ -206,6 +206,28 @@ async fn calls_at_once_do_not_wait_for_each_other() {
 }
 
 #[tokio::test]
+async fn as_many_calls_as_may_be_at_a_time_come_at_once_before_any_is_read() {
+    let world = world(None);
+    let stream = UnixStream::connect(&world.path).await.unwrap();
+    let (mut calls, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut open = Vec::new();
+    for n in 0..4096 {
+        // As tonic's clients send a call: its end is a frame of its own.
+        let path = if n < 4095 { "/never" } else { "/" };
+        calls = calls.ready().await.unwrap();
+        let (answer, mut body) = calls.send_request(request(path, b"").map(|_| ()), false).unwrap();
+        body.send_data(Bytes::from_static(b"small"), false).unwrap();
+        body.send_data(Bytes::new(), true).unwrap();
+        open.push(answer);
+    }
+    let last = tokio::time::timeout(PATIENCE, open.pop().unwrap()).await.expect("it is answered").unwrap();
+    let echo = last.into_body().data().await.unwrap().unwrap();
+    assert_eq!(&echo[..], b"small");
+    assert!(!connection.is_finished());
+}
+
+#[tokio::test]
 async fn a_call_whose_client_has_let_go_of_it_is_dropped() {
     let world = world(None);
     for path in ["/never", "/flood"] {
