@@ -1,10 +1,13 @@
 //! What controllers see, and what happens when they are gone.
 
 use crate::node::{Node, eventually, import_as, request};
+use fsb_agent::{Listeners, serve};
+use fsb_proto::agent::agent_service_client::AgentServiceClient;
 use fsb_proto::agent::event::Event;
-use fsb_proto::agent::{CreateRequest, InstancePhase};
+use fsb_proto::agent::{CreateRequest, InstancePhase, WatchRequest};
 use futures_util::StreamExt;
 use std::collections::HashMap;
+use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
@@ -103,15 +106,37 @@ async fn an_agent_that_lost_its_controllers_stops_autorecreate_sandboxes_and_no_
     assert_eq!(node.phase(&auto), Some(InstancePhase::Running));
     let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
-    // Somebody who only looks on does not stand in for a controller.
-    let mut onlooker = Box::pin(node.agent.watch(false));
-    onlooker.next().await.unwrap().unwrap();
     drop(events);
     eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
     eventually("it is killed", || node.phase(&stubborn) == Some(InstancePhase::Ended)).await;
     assert_eq!(node.phase(&manual), Some(InstancePhase::Running));
     let ended = node.agent.snapshot().instances.into_iter().find(|instance| instance.instance_id == auto);
     assert_eq!(ended.unwrap().reason, "AgentLost", "the next controller starts it again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_looks_on_does_not_stand_in_for_a_controller() {
+    let node = Node::new(&[("FSB_MAKE", "cast")]).await;
+    let listeners = Listeners::bind(&node.config.socket, 0, None).await.unwrap();
+    let serving = tokio::spawn(serve(node.agent.clone(), listeners, CancellationToken::new()));
+    let address = format!("unix:{}", node.config.socket.display());
+    let watch = async |controller: bool| {
+        let mut client = AgentServiceClient::connect(address.clone()).await.unwrap();
+        let request = WatchRequest { watcher: "fsb-controller".into(), controller };
+        let mut events = client.watch(request).await.unwrap().into_inner();
+        events.message().await.unwrap().unwrap();
+        events
+    };
+    let controller = watch(true).await;
+    let mut onlooker = watch(false).await;
+    let auto = CreateRequest { failure_policy: 1, recovery_timeout_seconds: 1, ..request("run") };
+    let auto = node.agent.start(auto).await.unwrap().instance_id;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    assert_eq!(node.phase(&auto), Some(InstancePhase::Running), "a controller watches");
+    drop(controller);
+    eventually("it is stopped", || node.phase(&auto) == Some(InstancePhase::Ended)).await;
+    assert!(onlooker.message().await.unwrap().is_some(), "and is told so");
+    serving.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

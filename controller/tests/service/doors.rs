@@ -7,7 +7,7 @@ use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_rpc::{Address, Channel};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::codegen::{Service, http};
 use tonic::{Code, Request, Status};
@@ -171,4 +171,41 @@ async fn what_the_process_does_is_shown_beyond_the_socket_only_to_tokens_for_eve
     let house = House::with(&[&flag, "--fastpath-bind-address=off"]).await;
     assert_eq!(house.controller.addresses().profiling, None);
     assert!(!shown(house.socket(), "heap", Some("root-token")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eleven_hundred_silent_slow_and_tokenless_peers_keep_no_client_out() {
+    fsb_rpc::raise_open_files();
+    let (_file, flag) = tokens();
+    let house = House::with(&["--fastpath-bind-address=127.0.0.1:0", &flag]).await;
+    let address = house.controller.addresses().fast_path.unwrap();
+    // Their connections answer every ping as long as the client is there.
+    let mut tokenless = Vec::new();
+    for _ in 0..600 {
+        let client = FastPathServiceClient::new(Channel::new(tcp(address), Duration::from_secs(5), None));
+        client.clone().list_sandboxes(ListRequest::default()).await.unwrap_err();
+        tokenless.push(client);
+    }
+    let mut others = Vec::new();
+    for n in 0..500 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        if n % 2 == 0 {
+            stream.write_all(b"PRI * HTTP/2.0").await.unwrap();
+        }
+        others.push(stream);
+    }
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let since = Instant::now();
+        list(tcp(address), Some("root-token")).await.unwrap();
+        fastest = fastest.min(since.elapsed());
+        if fastest <= Duration::from_secs(1) {
+            break;
+        }
+    }
+    assert!(fastest <= Duration::from_secs(1), "a client came in after {fastest:?}");
+    for mut stream in others {
+        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut Vec::new())).await;
+        assert!(closed.is_ok(), "a peer that shows nothing is still connected");
+    }
 }
