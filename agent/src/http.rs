@@ -280,7 +280,7 @@ async fn logs(State(agent): State<Arc<Agent>>, Query(query): Query<LogsQuery>) -
         tail_lines: query.tail,
         ..Default::default()
     };
-    let text = agent.logs(&request)?.map(|chunk| {
+    let text = agent.logs(&request).await?.map(|chunk| {
         let chunk = chunk.map_err(|status| std::io::Error::other(status.message().to_owned()))?;
         let mut text = Vec::new();
         for line in chunk.lines {

@@ -6,8 +6,8 @@
 //! microseconds now and then. A large one is counted again soon only if the disk as a whole has got so many files since.
 
 use crate::Agent;
+use crate::disk;
 use crate::instance::{Instance, Phase};
-use crate::runtime::blocking;
 use crate::{lock, stop};
 use fsb_host::count;
 use fsb_host::layer::UPPER;
@@ -131,13 +131,13 @@ fn layers(agent: &Agent) -> Vec<Layer> {
 
 /// Files on the disk that holds the layers. Some file systems do not tell.
 async fn used(layers: PathBuf) -> Option<u64> {
-    let looked = blocking(move || Ok(statvfs(&layers)?)).await.ok()?;
+    let looked = disk::io(move || Ok(statvfs(&layers)?)).await.ok()?;
     (looked.files() > 0).then(|| looked.files().saturating_sub(looked.files_free()))
 }
 
 async fn count(upper: &Path, limit: u64) -> (u64, Duration) {
     let upper = upper.to_owned();
-    let counted = blocking(move || {
+    let counted = disk::io(move || {
         let (mut slice, mut took) = (std::time::Instant::now(), Duration::ZERO);
         let files = count::names(&upper, limit, || {
             let worked = slice.elapsed();

@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -48,6 +49,7 @@ pub(crate) struct Metrics {
     used: Gauge,
     memory: Gauge,
     processes: Gauge,
+    log_lines_dropped: Counter,
 }
 
 impl Metrics {
@@ -63,6 +65,7 @@ impl Metrics {
             used: Gauge::default(),
             memory: Gauge::default(),
             processes: Gauge::default(),
+            log_lines_dropped: Counter::default(),
         };
         {
             let mut registry = lock(&metrics.registry);
@@ -78,6 +81,11 @@ impl Metrics {
                 "sandboxes_processes",
                 "Processes and threads of all sandboxes",
                 metrics.processes.clone(),
+            );
+            registry.register(
+                "log_lines_dropped",
+                "Lines of this program's own log that could not be written",
+                metrics.log_lines_dropped.clone(),
             );
         }
         metrics
@@ -116,6 +124,7 @@ impl Metrics {
         self.processes.set(usage.processes as i64);
         self.slots.set(capacity.into());
         self.used.set(used.into());
+        self.log_lines_dropped.inner().store(fsb_log::dropped(), Ordering::Relaxed);
         let mut out = String::new();
         // Writing to a string does not fail.
         let _ = text::encode(&mut out, &lock(&self.registry));

@@ -2,9 +2,9 @@
 //! layers are given to the [`crate::trash`], and nobody waits for that.
 
 use crate::Agent;
+use crate::disk;
 use crate::instance::{Instance, Phase, Removal};
 use crate::keeper::Paused;
-use crate::runtime::blocking;
 use crate::{async_fd, logs, remove, stop};
 use fsb_host::cgroup;
 use std::io;
@@ -135,7 +135,7 @@ impl Agent {
     /// Removes what a dead container left, its log too if nobody was told of it, in one try. Its layer goes in any case.
     pub(crate) async fn clear(self: &Arc<Self>, id: &str, cgroups: Vec<PathBuf>, logs: bool) -> Result<(), String> {
         let (agent, id) = (self.clone(), id.to_owned());
-        let done = blocking(move || {
+        let done = disk::io(move || {
             let removed = cgroup::remove(&cgroups, PATIENCE);
             agent.trash.take(&id, None);
             if logs {
@@ -155,7 +155,7 @@ impl Agent {
             let done = {
                 let _worker = self.reaper.workers.acquire().await;
                 let work = work.clone();
-                blocking(move || work(patience)).await
+                disk::io(move || work(patience)).await
             };
             match done {
                 Ok(()) => return true,

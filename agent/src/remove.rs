@@ -2,9 +2,9 @@
 //! container and layer are removed, and the keeper was told to forget it.
 
 use crate::Agent;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::instance::{Instance, Phase, Removal};
-use crate::runtime::blocking;
 use crate::{lock, logs, stop};
 use fsb_proto::agent::DeleteRequest;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Agent {
     pub(crate) async fn remove_logs(&self, mut ids: Vec<String>) {
         ids.retain(|id| self.find(id).is_none_or(|instance| instance.state().end.is_some()));
         let paths = self.config.paths.clone();
-        let removed = blocking(move || {
+        let removed = disk::io(move || {
             ids.iter().for_each(|id| logs::remove(&paths, id));
             Ok(())
         });

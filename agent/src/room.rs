@@ -3,8 +3,8 @@
 //! A sandbox may fill the disk. Then those that run, and starts from the stock, which need nothing of it any more, go on;
 //! no new container is made before the disk has its reserve again.
 
+use crate::disk;
 use crate::error::{Error, Result};
-use crate::runtime::blocking;
 use crate::{Agent, lock};
 use fsb_host::layer::UPPER;
 use nix::sys::statvfs::statvfs;
@@ -61,7 +61,12 @@ impl Room {
     /// # Errors
     /// [`Error::DiskFull`] if the disk has less than its reserve.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.is_low() { Err(Error::DiskFull(lock(&self.why).clone())) } else { Ok(()) }
+        if self.is_low() { Err(Error::DiskFull(self.why())) } else { Ok(()) }
+    }
+
+    /// Why there is no room; empty if there is.
+    pub(crate) fn why(&self) -> String {
+        lock(&self.why).clone()
     }
 
     fn set(&self, why: Option<String>) {
@@ -76,7 +81,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
     let mut writers: Option<(Instant, String)> = None;
     loop {
         let layers = agent.config.paths.layers();
-        let looked = blocking({
+        let looked = disk::io({
             let layers = layers.clone();
             move || Ok(statvfs(&layers)?)
         });
@@ -137,7 +142,7 @@ async fn largest(agent: &Agent) -> String {
         });
         named.collect()
     };
-    let sizes = blocking(move || {
+    let sizes = disk::io(move || {
         let until = Instant::now() + SEARCH_WITHIN;
         let mut sizes: Vec<(u64, String)> =
             sandboxes.into_iter().map(|(name, upper)| (written(&upper, until), name)).collect();

@@ -127,7 +127,7 @@ impl AgentService for Service {
     type LogsStream = BoxStream<'static, Result<LogChunk, Status>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
-        Ok(Response::new(self.0.logs(request.get_ref())?.boxed()))
+        Ok(Response::new(self.0.logs(request.get_ref()).await?.boxed()))
     }
 
     async fn list_logs(&self, _: Request<ListLogsRequest>) -> Answer<ListLogsResponse> {

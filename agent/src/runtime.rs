@@ -19,10 +19,3 @@ pub fn runtime() -> io::Result<Runtime> {
         .enable_all()
         .build()
 }
-
-/// Does what may wait for a disk on a thread for files.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
-}

@@ -129,12 +129,14 @@ impl Agent {
             images: self.images.names(),
             stock: self.pool.report(),
             used_slots: used as i32,
+            no_room: self.room.why(),
         }
     }
 
     fn heartbeat(&self) -> agent::Event {
         let used_slots = lock(&self.ledger).used() as i32;
-        agent::Event { event: Some(Kind::Heartbeat(agent::Heartbeat { time_ms: now_ms(), used_slots })) }
+        let heartbeat = agent::Heartbeat { time_ms: now_ms(), used_slots, no_room: self.room.why() };
+        agent::Event { event: Some(Kind::Heartbeat(heartbeat)) }
     }
 
     /// A snapshot, then every change and heartbeats, until the agent stops or the stream is dropped. While a controller

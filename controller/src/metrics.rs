@@ -3,7 +3,7 @@
 use crate::claims::{Phase, Table};
 use crate::registry::{Class, Registry};
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -140,6 +140,11 @@ impl Metrics {
         let healthy: Gauge = Gauge::default();
         healthy.set(healthy_agents as i64);
         all.register("healthy_agents", "Agents whose stream is up", healthy);
+        all.register(
+            "log_lines_dropped",
+            "Lines of this program's own log that could not be written",
+            ConstCounter::new(fsb_log::dropped()),
+        );
         if let Some(bytes) = resident_bytes() {
             let resident = Gauge::<u64, AtomicU64>::default();
             resident.set(bytes);

@@ -64,6 +64,7 @@ pub(crate) fn run(args: Args, settings: &Settings) -> Result<u8> {
         && let Ok(answer) = client::runtime()?.block_on(local::up::ask(&dirs, settings))
     {
         report.items.push(checks::claims(&answer.unreadable_claims));
+        report.items.push(checks::room(&answer.items));
     }
     output::show(args.format.output, &report, |_| {
         let mut table = output::table(["CHECK", "VERDICT", "FOUND", "FIX"]);

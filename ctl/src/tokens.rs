@@ -2,14 +2,9 @@
 //! by those who may use that one: root, and the group `fsb` where the machine has it.
 
 use crate::error::{Context, Result};
-use nix::unistd::{Group, fchown};
-use std::io::Write;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use fsb_files::Access;
 use std::path::{Path, PathBuf};
 
-/// Who may use the controller's socket.
-const GROUP: &str = "fsb";
 const HEADER: &str = "# Made by fsb-ctl local up --tcp, for as long as the node is up: TOKEN NAMESPACE[,NAMESPACE]…\n";
 
 /// The token file of the controller with this socket.
@@ -34,21 +29,15 @@ pub(crate) fn ensure(file: &Path) -> Result<()> {
     }
     let wrong = || format!("cannot make {}", file.display());
     let next = file.with_extension("next");
-    let _ = std::fs::remove_file(&next);
-    // Nobody else's until it is whole.
-    let mut made = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&next).context(wrong)?;
     let token = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-    made.write_all(format!("{HEADER}{token} *\n").as_bytes()).context(wrong)?;
-    if let Ok(Some(group)) = Group::from_name(GROUP) {
-        fchown(made.as_raw_fd(), None, Some(group.gid)).context(wrong)?;
-    }
-    made.set_permissions(std::fs::Permissions::from_mode(0o640)).context(wrong)?;
+    fsb_files::write(&next, format!("{HEADER}{token} *\n"), Access::Group).context(wrong)?;
     std::fs::rename(&next, file).context(wrong)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_token_is_made_once_and_for_root_and_its_group_alone() {

@@ -9,14 +9,9 @@ fn set(path: &Path, mode: u32) {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// Gives a thing to somebody else. `false` = nobody here can, which is a failure where root is required.
-fn give_away(path: &Path) -> bool {
-    if geteuid().is_root() {
-        lchown(path, Some(65534), Some(65534)).unwrap();
-        return true;
-    }
-    assert!(std::env::var_os("FSB_REQUIRE_ROOT").is_none(), "FSB_REQUIRE_ROOT is set and this is not root");
-    false
+/// Gives a thing to somebody else, which only root may.
+fn give_away(path: &Path) {
+    lchown(path, Some(65534), Some(65534)).expect("run the tests as root");
 }
 
 #[test]
@@ -67,11 +62,10 @@ fn the_group_gets_its_bits_and_loses_those_that_it_should_not_have() {
     assert!(close(&open, 0o700, 0o050, Some(group)).unwrap(), "it was open to others");
     assert_eq!(mode(dir.path()), 0o750);
     assert!(!close(&open, 0o700, 0o050, Some(group)).unwrap());
-    if give_away(dir.path()) {
-        lchown(dir.path(), Some(0), Some(7)).unwrap();
-        close(&open, 0o700, 0o050, Some(8)).unwrap();
-        assert_eq!((mode(dir.path()), dir.path().metadata().unwrap().gid()), (0o750, 8));
-    }
+    give_away(dir.path());
+    lchown(dir.path(), Some(0), Some(7)).unwrap();
+    close(&open, 0o700, 0o050, Some(8)).unwrap();
+    assert_eq!((mode(dir.path()), dir.path().metadata().unwrap().gid()), (0o750, 8));
 }
 
 #[test]
@@ -82,12 +76,11 @@ fn our_own_links_are_followed_and_those_of_others_are_refused() {
     create_dir(&link, Access::Owner).unwrap();
     assert!(link.is_symlink() && mode(&real) == 0o700);
     set(&real, 0o755);
-    if give_away(&link) {
-        assert_eq!(create_dir(&link, Access::Owner).unwrap_err().kind(), ErrorKind::PermissionDenied);
-        assert!(create_dir(&link.join(""), Access::Owner).is_err(), "with a slash at its end");
-        assert_eq!(write(&link, "x", Access::Owner).unwrap_err().kind(), ErrorKind::PermissionDenied);
-        assert_eq!(mode(&real), 0o755);
-    }
+    give_away(&link);
+    assert_eq!(create_dir(&link, Access::Owner).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert!(create_dir(&link.join(""), Access::Owner).is_err(), "with a slash at its end");
+    assert_eq!(write(&link, "x", Access::Owner).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(mode(&real), 0o755);
     let circle = dir.path().join("circle");
     symlink("circle", &circle).unwrap();
     assert!(create_dir(&circle, Access::Owner).is_err());
@@ -99,10 +92,10 @@ fn what_is_somebody_elses_is_neither_used_nor_changed() {
     let (theirs, file) = (dir.path().join("dir"), dir.path().join("file"));
     std::fs::create_dir(&theirs).unwrap();
     std::fs::write(&file, "theirs").unwrap();
-    if give_away(&theirs) && give_away(&file) {
-        assert!(create_dir(&theirs, Access::Owner).unwrap_err().to_string().contains("65534"));
-        assert!(write(&file, "ours", Access::Owner).is_err());
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "theirs");
-    }
+    give_away(&theirs);
+    give_away(&file);
+    assert!(create_dir(&theirs, Access::Owner).unwrap_err().to_string().contains("65534"));
+    assert!(write(&file, "ours", Access::Owner).is_err());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "theirs");
     assert!(create_dir(&file, Access::Owner).is_err(), "a file in the place of a directory");
 }

@@ -5,6 +5,7 @@ mod record;
 mod tail;
 
 use crate::Agent;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::is_instance_id;
 use follow::{Follower, Growth, blocking};
@@ -44,7 +45,7 @@ impl Agent {
     /// # Errors
     /// [`Error::NotFound`] if there is neither such an instance nor a log of one, [`Error::TooMany`] if its namespace,
     /// or all together, have too many readers already.
-    pub fn logs(
+    pub async fn logs(
         self: &Arc<Self>,
         request: &LogsRequest,
     ) -> Result<impl Stream<Item = Result<LogChunk, Status>> + Send + use<>> {
@@ -57,8 +58,9 @@ impl Agent {
             None => (request.instance_id.clone(), request.namespace.clone()),
         };
         let path = self.config.paths.log(&id);
-        let known = instance.is_some() || (is_instance_id(&id) && path.exists());
-        if !known || !is_instance_id(&id) {
+        let looked = path.clone();
+        let known = is_instance_id(&id) && (instance.is_some() || disk::work(move || looked.exists()).await?);
+        if !known {
             return Err(Error::NotFound(format!("a log of {:?}", request.instance_id)));
         }
         let lines = match request.tail_lines {

@@ -15,7 +15,7 @@ fn of(id: &str, follow: bool) -> LogsRequest {
 async fn following_shows_every_line_once_over_rotations_until_the_end() {
     let node = Node::new(&[("FSB_MAKE", "cast")]).await;
     let id = node.agent.start(request("run")).await.unwrap().instance_id;
-    let mut stream = Box::pin(node.agent.logs(&of(&id, true)).unwrap());
+    let mut stream = Box::pin(node.agent.logs(&of(&id, true)).await.unwrap());
     let first = stream.next().await.unwrap().unwrap();
     assert_eq!(first.lines[0].text.as_ref(), b"hello");
     assert_eq!(
@@ -66,10 +66,10 @@ async fn the_log_of_an_ended_sandbox_is_there_and_one_that_never_was_is_not_foun
     let id = node.agent.start(request("exit 0")).await.unwrap().instance_id;
     node.agent.wait_ended(&id).await.unwrap();
     let last = LogsRequest { tail_lines: Some(1), ..of(&id, true) };
-    let chunks: Vec<_> = node.agent.logs(&last).unwrap().collect().await;
+    let chunks: Vec<_> = node.agent.logs(&last).await.unwrap().collect().await;
     assert_eq!(chunks.len(), 1);
     assert_eq!(chunks[0].as_ref().unwrap().lines[0].text.as_ref(), b"oops");
     for wrong in ["nobody", "../../etc/passwd", &"0".repeat(32), ""] {
-        assert!(matches!(node.agent.logs(&of(wrong, false)).err(), Some(Error::NotFound(_))), "{wrong}");
+        assert!(matches!(node.agent.logs(&of(wrong, false)).await.err(), Some(Error::NotFound(_))), "{wrong}");
     }
 }

@@ -53,7 +53,10 @@ pub(super) fn event(core: &Arc<Core>, agent: &Arc<Agent>, event: agent::Event) {
             core.registry.set_stock(&agent.name, &stock);
             agent.view().stock = stock;
         }
-        Some(Kind::Heartbeat(_)) => core.registry.heartbeat(&agent.name),
+        Some(Kind::Heartbeat(heartbeat)) => {
+            core.registry.heartbeat(&agent.name);
+            agent.view().no_room = heartbeat.no_room;
+        }
         None => {}
     }
 }

@@ -36,6 +36,8 @@ pub struct View {
     pub images: Vec<String>,
     /// Paused containers by image.
     pub stock: Vec<(String, u32)>,
+    /// Why it makes no new containers; empty if it does.
+    pub no_room: String,
     instances: HashMap<String, Arc<agent::Instance>>,
     by_claim: HashMap<String, BTreeMap<i64, String>>,
 }
@@ -57,6 +59,7 @@ impl View {
             began,
             images: snapshot.images,
             stock: stock(snapshot.stock),
+            no_room: snapshot.no_room,
             instances: HashMap::new(),
             by_claim: HashMap::new(),
         };

@@ -181,6 +181,7 @@ impl FastPathService for FastPath {
                 images: view.images.clone(),
                 paused: view.stock.iter().map(|(_, paused)| *paused as i32).sum(),
                 version: view.info.version.clone(),
+                no_room: view.no_room.clone(),
             });
         }
         let mut unreadable_claims = Vec::new();

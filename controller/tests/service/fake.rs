@@ -60,6 +60,7 @@ impl State {
             images: self.images.clone(),
             stock: self.stock.clone(),
             used_slots: self.live().count() as i32,
+            ..Snapshot::default()
         }
     }
 

@@ -3,6 +3,7 @@
 use super::Finding;
 use crate::local::dirs::Dirs;
 use crate::local::{self, program};
+use fsb_proto::fastpath::AgentSummary;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use std::net::TcpListener;
@@ -273,6 +274,17 @@ pub(super) fn claims(unreadable: &[String]) -> Finding {
     )
 }
 
+/// Whether every agent of the node makes new containers.
+pub(super) fn room(agents: &[AgentSummary]) -> Finding {
+    let without = agents.iter().filter(|agent| !agent.no_room.is_empty());
+    let without: Vec<String> = without.map(|agent| format!("{}: {}", agent.name, agent.no_room)).collect();
+    if without.is_empty() {
+        return Finding::ok("room", "agents make new containers");
+    }
+    let fix = "fsb-ctl rm one of the largest writers, or free space on that disk; starts from stock go on";
+    Finding::warning("room", without.join("; "), fix)
+}
+
 /// The path itself, or the nearest directory above that is there.
 fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
@@ -316,6 +328,19 @@ mod tests {
         assert_eq!(verdict(claims(&[])), Ok);
         let bad = claims(&["default/a".into(), "team/b".into()]);
         assert!(bad.found.contains("default/a, team/b"), "{bad:?}");
+        assert_eq!(verdict(bad), Warning);
+    }
+
+    #[test]
+    fn an_agent_without_room_is_named_with_its_largest_writers() {
+        let agent = |name: &str, no_room: &str| AgentSummary {
+            name: name.into(),
+            no_room: no_room.into(),
+            ..Default::default()
+        };
+        assert_eq!(verdict(room(&[agent("a", "")])), Ok);
+        let bad = room(&[agent("a", ""), agent("b", "the disk is full; the largest writers here: default/writer")]);
+        assert!(bad.found.starts_with("b: ") && bad.found.contains("default/writer"), "{bad:?}");
         assert_eq!(verdict(bad), Warning);
     }
 

@@ -38,20 +38,11 @@ fn is(path: &Path, kind: FsType) -> bool {
 
 /// Unmounts everything at or below `directory`, the innermost first.
 pub(crate) fn unmount_below(directory: &Path) -> Result<()> {
-    unmount(directory, |_, _| true)
-}
-
-/// Unmounts everything below `directory`, which may itself be a disk that somebody has mounted there.
-pub(crate) fn unmount_inside(directory: &Path) -> Result<()> {
-    unmount(directory, |point, directory| point != directory)
-}
-
-fn unmount(directory: &Path, wanted: impl Fn(&Path, &Path) -> bool) -> Result<()> {
     let real = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
     let table = std::fs::read("/proc/self/mountinfo").context(|| "cannot read /proc/self/mountinfo".into())?;
     let mut failed = None;
     let points = points(&table).into_iter().rev();
-    for path in points.filter(|path| path.starts_with(&real) && wanted(path, &real)) {
+    for path in points.filter(|path| path.starts_with(&real)) {
         // Detached: an open file of somebody's shell must not keep the mount in sight.
         if let Err(error) = umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             failed = Some(Failure::new(format!("cannot unmount {}: {error}", path.display())));

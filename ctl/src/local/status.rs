@@ -66,6 +66,8 @@ struct AgentView {
     ip: String,
     images: Vec<String>,
     version: String,
+    /// Why it makes no new containers; empty if it does.
+    no_room: String,
 }
 
 impl From<AgentSummary> for AgentView {
@@ -82,6 +84,7 @@ impl From<AgentSummary> for AgentView {
             ip: agent.ip,
             images: agent.images,
             version: agent.version,
+            no_room: agent.no_room,
         }
     }
 }
@@ -120,6 +123,9 @@ pub(crate) fn run(dirs: &Dirs, settings: &Settings, format: FormatArg) -> Result
                 or_dash(&agent.ip)
             );
             rows.push((agent.name.clone(), text));
+            if !agent.no_room.is_empty() {
+                rows.push((String::new(), format!("no new containers: {}", agent.no_room)));
+            }
         }
         if let Some(tcp) = &status.tcp {
             rows.push(("tcp".into(), format!("{}, {}", tcp.address, tcp.auth.open_to(dirs))));

@@ -34,7 +34,8 @@ pub(crate) fn agent(dirs: &Dirs, node: &Node, agent: &Agent) -> Result<()> {
     remove(&dirs.agent_socket(&agent.name))
 }
 
-/// Removes a file or a directory with all that is in it, if it is there. What somebody has mounted there stays, empty.
+/// Removes a file or a directory with all that is in it, if it is there. What somebody has mounted there, or below it, is
+/// emptied and stays mounted.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let removed = match path.symlink_metadata() {
         // rm(1): std's takes stack and a descriptor for each level, and a sandbox chooses how many there are.
@@ -43,7 +44,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         Err(error) => Err(error),
     };
     match removed {
-        Err(_) if is_empty(path) => Ok(()),
+        Err(_) if is_bare(path) => Ok(()),
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).context(|| format!("cannot remove {}", path.display()))
         }
@@ -57,6 +58,10 @@ fn rm(directory: &Path) -> std::io::Result<()> {
     if output.status.success() { Ok(()) } else { Err(std::io::Error::other(said.trim().to_owned())) }
 }
 
-fn is_empty(directory: &Path) -> bool {
-    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
+/// Whether nothing is left but what somebody has mounted, and the directories that lead there.
+fn is_bare(directory: &Path) -> bool {
+    let is_bare = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && is_bare(&entry.path()))
+    };
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.all(is_bare))
 }

@@ -56,7 +56,6 @@ pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Res
 
 /// Removes images, claims and logs of a node that is down.
 pub(crate) fn purge(dirs: &Dirs) -> Result<()> {
-    mounts::unmount_inside(&dirs.state)?;
     sweep::remove(&dirs.state)?;
     sweep::remove(&dirs.log)?;
     if let Some(root) = &dirs.root {
