@@ -39,6 +39,13 @@ pub(crate) fn verdict(end: &End, binding: &Binding) -> Verdict {
         let message = "it needed more memory than its limit; hint: raise resources.memory_bytes".to_owned();
         return Verdict { exit_code, reason: "OOMKilled", message };
     }
+    if end.stops_too_often && end.signal.is_some() {
+        let message =
+            "killed: PTRACE_TRACEME gave it a tracer from outside the sandbox, and it stopped for that one more \
+                       than 100 times in a second; hint: trace it from inside"
+                .to_owned();
+        return Verdict { exit_code, reason: "Signaled", message };
+    }
     match (end.code, end.signal) {
         (Some(code), _) => Verdict { exit_code, reason: "Exited", message: format!("exit code {code}") },
         (None, Some(number)) => {
@@ -54,7 +61,7 @@ mod tests {
     use super::*;
 
     fn end() -> End {
-        End { code: None, signal: None, oom_killed: false, start_errno: None, started_at_ms: 0, finished_at_ms: 0 }
+        End::default()
     }
 
     #[test]

@@ -80,9 +80,11 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())
 }
 
-/// Runs a command that talks to a server.
+/// Runs a command that talks to a server. Connections are driven by another thread: while the command waits for its stdin,
+/// for the reader of its stdout or for an editor, they answer the server's pings.
 pub(crate) fn online(command: impl Future<Output = Result<u8>>) -> Result<u8> {
-    runtime()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.context(|| "cannot start the event loop".into())?.block_on(command)
 }
 
 /// A request with a deadline.

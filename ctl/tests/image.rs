@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{ctl, stderr, stdout};
+use common::{PINGS, SILENCE, ctl, stderr, stdout};
 use fsb_proto::agent::agent_service_server::{AgentService, AgentServiceServer};
 use fsb_proto::agent::*;
 use fsb_proto::fastpath::{LogChunk, PullPolicy};
@@ -124,6 +124,8 @@ impl Node {
         let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket) }).unwrap();
         runtime.spawn(
             tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(PINGS))
+                .http2_keepalive_timeout(Some(SILENCE))
                 .add_service(AgentServiceServer::new(agent.clone()))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
@@ -166,6 +168,21 @@ fn import_of_stdin_leaves_no_file_behind() {
     let (request, bytes) = node.agent.0.lock().unwrap().imports.remove(0);
     assert_eq!(bytes, vec![7; 100_000]);
     assert!(!Path::new(&request.path).exists());
+}
+
+#[test]
+fn import_waits_for_a_stdin_that_stalls_however_long() {
+    let node = Node::start();
+    let mut command = ctl(node.home(), &["image", "import", "-", "--name", "x", "--root", "n"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"one").unwrap();
+    std::thread::sleep(2 * SILENCE);
+    stdin.write_all(b"two").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(node.agent.0.lock().unwrap().imports.remove(0).1, b"onetwo");
 }
 
 #[test]

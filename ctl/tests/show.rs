@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::{Controller, ctl, line, sandbox, stderr, stdout};
+use common::{Controller, SILENCE, ctl, line, sandbox, stderr, stdout};
 use fsb_proto::fastpath::update_request::Update;
 use fsb_proto::fastpath::{LogStream, SandboxInfo};
+use std::process::Stdio;
 use std::time::Duration;
 
 #[test]
@@ -75,6 +76,19 @@ fn a_reader_that_goes_away_ends_the_log_without_a_word_and_not_as_a_success() {
     let output = command.output().unwrap();
     assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("0123456789\n", ""));
     assert_eq!(std::fs::read_to_string(controller.directory.path().join("code")).unwrap(), "141\n");
+}
+
+#[test]
+fn a_reader_that_stalls_gets_the_whole_log_however_long_it_waits() {
+    let controller = Controller::start();
+    controller.add(sandbox("a", "Running"));
+    let text = "0123456789".repeat(10).leak();
+    controller.state().script.lines = vec![line(LogStream::Stdout, text); 20_000];
+    let child = controller.ctl(&["logs", "a"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(2 * SILENCE);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(output.stdout.len(), 20_000 * 101);
 }
 
 #[test]

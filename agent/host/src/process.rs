@@ -68,8 +68,24 @@ pub fn keeper_socket() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(wire::KEEPER_FD) })
 }
 
-/// A child of any kind that has ended and is not reaped yet. It stays so until [`reap`].
-pub fn ended_child() -> nix::Result<Option<i32>> {
+/// What has become of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Child {
+    /// It has ended and is not reaped yet. It stays so until [`reap`].
+    Ended(i32),
+    /// It, or a thread of it, has made us its tracer (PTRACE_TRACEME) and waits for us, with this signal, until
+    /// [`untrace`].
+    Stopped {
+        /// The process's number or that of its thread.
+        tid: i32,
+        /// What it got, or was made up by the kernel to tell of an event.
+        signal: i32,
+    },
+}
+
+/// A child of any kind that has ended, or waits for us as its tracer. The kernel tells of the stops of a tracee whatever
+/// it was asked for: WEXITED alone does not keep them out (`wait_task_stopped` in kernel/exit.c looks at `ptrace` first).
+pub fn child() -> nix::Result<Option<Child>> {
     loop {
         // SAFETY: zeroed is a valid siginfo, which waitid fills in.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -79,10 +95,28 @@ pub fn ended_child() -> nix::Result<Option<i32>> {
             Err(Errno::EINTR) => {}
             Err(Errno::ECHILD) => return Ok(None),
             Err(error) => return Err(error),
-            // SAFETY: waitid has filled in the fields of SIGCHLD, or left them zero.
-            Ok(_) => return Ok(Some(unsafe { info.si_pid() }).filter(|pid| *pid != 0)),
+            Ok(_) => {
+                // SAFETY: waitid has filled in the fields of SIGCHLD, or left them zero.
+                let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+                return Ok(match info.si_code {
+                    _ if pid == 0 => None,
+                    libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => Some(Child::Ended(pid)),
+                    // Above the signal's number: a bit for system calls, and what happened.
+                    _ => Some(Child::Stopped { tid: pid, signal: status & 0x7f }),
+                });
+            }
         }
     }
+}
+
+/// Lets a tracee of the calling thread go on as if it had no tracer, with the signal that it has got.
+///
+/// # Errors
+/// `ESRCH` if it does not wait for this thread, or not any more.
+pub fn untrace(tid: i32, signal: i32) -> nix::Result<()> {
+    // SAFETY: no address is passed; the last argument is a number.
+    let done = unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0, libc::c_long::from(signal)) };
+    Errno::result(done).map(|_| ())
 }
 
 /// Reaps the ended child `pid`. `ECHILD` if there is none.
@@ -94,6 +128,7 @@ pub fn reap(pid: i32) -> nix::Result<Exit> {
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error),
             Ok(0) => return Err(Errno::ECHILD),
+            Ok(_) if libc::WIFSTOPPED(status) => return Err(Errno::ECHILD),
             Ok(_) => {
                 let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
                 let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));

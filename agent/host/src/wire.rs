@@ -186,7 +186,7 @@ pub struct Binding {
 }
 
 /// How an instance ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
     /// Exit code, or `None` where a signal ended it.
     pub code: Option<i32>,
@@ -200,6 +200,9 @@ pub struct End {
     pub started_at_ms: i64,
     /// Unix milliseconds.
     pub finished_at_ms: i64,
+    /// The keeper killed it: it had made the keeper its tracer, and stopped for it all the time.
+    #[serde(default)]
+    pub stops_too_often: bool,
 }
 
 /// Where an instance is in its life, as the keeper knows it.

@@ -162,6 +162,7 @@ pub(crate) fn died(keeper: &Rc<Keeper>, pid: i32, exit: Exit) {
         // Known when its log is complete.
         started_at_ms: 0,
         finished_at_ms: now_ms(),
+        stops_too_often: entry.stops_too_often,
     };
     let log = entry.handles.log.clone();
     drop(table);

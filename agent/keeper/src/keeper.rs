@@ -7,6 +7,7 @@ use crate::settings::Settings;
 use crate::setup::Ground;
 use crate::store::Store;
 use crate::table::Table;
+use crate::tracees::Tracees;
 use crate::{agent, reaper, retention, spawner, stop};
 use anyhow::{Context, anyhow};
 use fsb_host::cgroup::Tree;
@@ -30,6 +31,7 @@ pub(crate) struct Keeper {
     pub(crate) incarnation: String,
     pub(crate) table: RefCell<Table<Handles>>,
     pub(crate) pins: Pins,
+    pub(crate) tracees: Tracees,
     pub(crate) agent: agent::Agent,
     pub(crate) spawner: spawner::Spawner,
     /// Told when a record has ended or gone, or an agent has connected.
@@ -62,6 +64,7 @@ pub(crate) async fn run(settings: Settings, ground: Ground, logs: Logs) -> anyho
         incarnation: incarnation.trim().to_owned(),
         table: RefCell::default(),
         pins: Pins::default(),
+        tracees: Tracees::default(),
         agent: agent::Agent::default(),
         spawner: spawner::Spawner::default(),
         ended: Notify::new(),

@@ -35,6 +35,7 @@ mod stop;
 mod store;
 mod sweep;
 mod table;
+mod tracees;
 mod watch;
 
 use anyhow::Context;

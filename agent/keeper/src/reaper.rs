@@ -1,13 +1,14 @@
-//! Reaps every child: sandboxes, daemons, and those that nobody knows (libcontainer's intermediates, moulds).
+//! Reaps every child: sandboxes, daemons, and those that nobody knows (libcontainer's intermediates, moulds). Lets those
+//! go on that have made the keeper their tracer.
 
 use crate::keeper::Keeper;
-use crate::{agent, instance, spawner};
-use fsb_host::process;
+use crate::{agent, instance, spawner, tracees};
+use fsb_host::process::{self, Child};
 use std::rc::Rc;
 use tokio::signal::unix::Signal;
 use tracing::{debug, error};
 
-/// Children reaped before other tasks have their turn.
+/// Children that are looked after before other tasks have their turn.
 const TURN: usize = 64;
 
 /// Reaps whenever `child_ended` (SIGCHLD) says so.
@@ -20,11 +21,15 @@ pub(crate) async fn run(keeper: Rc<Keeper>, mut child_ended: Signal) {
     }
 }
 
-/// Reaps some of the children that have ended. Returns whether all are.
+/// Looks after some of the children that have ended or wait for us. Returns whether there are no more.
 fn reap(keeper: &Rc<Keeper>) -> bool {
     for _ in 0..TURN {
-        let pid = match process::ended_child() {
-            Ok(Some(pid)) => pid,
+        let pid = match process::child() {
+            Ok(Some(Child::Ended(pid))) => pid,
+            Ok(Some(Child::Stopped { tid, signal })) => {
+                tracees::stopped(keeper, tid, signal);
+                continue;
+            }
             Ok(None) => return true,
             Err(error) => {
                 error!(%error, "children cannot be waited for");

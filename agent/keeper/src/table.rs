@@ -21,6 +21,8 @@ pub(crate) struct Entry<H> {
     pub(crate) alive: bool,
     /// It said that its execve failed.
     pub(crate) exec_failed: bool,
+    /// It is killed for stopping too often for its tracer, us.
+    pub(crate) stops_too_often: bool,
     pub(crate) handles: H,
     ended: Option<u64>,
 }
@@ -56,7 +58,10 @@ impl<H> Table<H> {
         self.forget(&id);
         let record = Record { made, binding: None, stage: Stage::Paused };
         self.pids.insert(pid, id.clone());
-        self.entries.insert(id, Entry { record, alive: true, exec_failed: false, handles, ended: None });
+        self.entries.insert(
+            id,
+            Entry { record, alive: true, exec_failed: false, stops_too_often: false, handles, ended: None },
+        );
     }
 
     pub(crate) fn get(&self, id: &str) -> Option<&Entry<H>> {
@@ -115,6 +120,12 @@ impl<H> Table<H> {
             Some(Stage::Ended(end)) if end.started_at_ms != 0 => end.started_at_ms = at_ms,
             _ => {}
         }
+    }
+
+    /// The process `pid` is killed for stopping too often for its tracer. Whether it is an instance's.
+    pub(crate) fn stops_too_often(&mut self, pid: i32) -> bool {
+        let Some(entry) = self.pids.get(&pid).and_then(|id| self.entries.get_mut(id)) else { return false };
+        !std::mem::replace(&mut entry.stops_too_often, true)
     }
 
     /// The process `pid` is reaped. Returns the instance whose first process it was. Its stage stays until
@@ -185,7 +196,7 @@ mod tests {
     }
 
     fn end() -> End {
-        End { code: Some(0), signal: None, oom_killed: false, start_errno: None, started_at_ms: 0, finished_at_ms: 9 }
+        End { code: Some(0), finished_at_ms: 9, ..End::default() }
     }
 
     fn with(ids: &[&str]) -> Table<()> {

@@ -296,8 +296,8 @@ impl Keeper {
                 signal: status.signal(),
                 oom_killed: false,
                 start_errno: None,
-                started_at_ms: 0,
                 finished_at_ms: now_ms(),
+                ..End::default()
             };
             let mut end = entry.verdict.unwrap_or(real);
             if let Stage::Started { at_ms } = entry.record.stage {
@@ -396,8 +396,8 @@ fn park(shared: &Mutex<State>, id: &str, ctl: OwnedFd, log: PathBuf) {
         signal,
         oom_killed,
         start_errno,
-        started_at_ms: 0,
         finished_at_ms: now_ms(),
+        ..End::default()
     };
     let Some(entry) = state.entries.get_mut(id) else { return };
     entry.handed = Some(handed);

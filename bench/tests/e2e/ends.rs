@@ -4,7 +4,6 @@ use crate::node::{Calls, Node, PATIENCE, block_on, kill, shell};
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::{DeleteRequest, LogChunk, LogsRequest, Resources, UpdateRequest, update_request::Update};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
@@ -311,14 +310,7 @@ int main(void)
 #[test]
 fn a_program_keeps_the_policy_and_the_nice_value_that_it_sets_first() {
     let node = Node::up(&[]);
-    let (source, root, tar) =
-        (node.root().join("own.c"), node.root().join("own"), node.root().join("own.tar").display().to_string());
-    std::fs::create_dir(&root).unwrap();
-    std::fs::write(&source, SETS_ITS_OWN).unwrap();
-    let compiled = Command::new("gcc").args(["-static", "-O1", "-o"]).arg(root.join("own")).arg(&source).status();
-    assert!(compiled.expect("gcc is installed (make setup)").success());
-    assert!(Command::new("tar").arg("-C").arg(&root).args(["-cf", &tar, "."]).status().unwrap().success());
-    node.ctl_ok(&["image", "import", &tar, "--name", "own", "--cmd", "/own"]);
+    node.import_program("own", SETS_ITS_OWN);
     // Whatever else is told about a start comes a few milliseconds after it.
     for _ in 0..5 {
         // SCHED_BATCH is 3 (sched(7)).

@@ -1,7 +1,8 @@
 //! What the README's reader does.
 
 use crate::node::{Calls, Node, block_on, program};
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 #[test]
@@ -33,6 +34,24 @@ fn run_wait_passes_output_and_exit_code_on() {
     let signalled = node.ctl(&["run", "--rm", "--image", "busybox", "--", "sh", "-c", "kill -9 $$ & sleep 5; exit 0"]);
     assert_eq!(signalled.status.code(), Some(0), "the first process of a namespace ignores it: {signalled:?}");
     assert_eq!(node.ctl_ok(&["list", "-o", "json"]).matches("sandbox_id").count(), 0);
+    node.finish();
+}
+
+#[test]
+fn an_image_comes_in_through_a_pipe_that_stalls() {
+    let node = Node::up(&[]);
+    let tar = std::fs::read(node.root().join("busybox.tar")).unwrap();
+    let mut import = node.command(&["image", "import", "-", "--name", "slow", "--cmd", "sh"]);
+    let mut child = import.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&tar[..1000]).unwrap();
+    // Longer than an agent waits for the answer to its ping.
+    std::thread::sleep(Duration::from_secs(9));
+    stdin.write_all(&tar[1000..]).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(node.ctl_ok(&["run", "--rm", "--image", "slow", "--", "echo", "hello"]), "hello\n");
     node.finish();
 }
 

@@ -17,3 +17,4 @@ mod private;
 mod readers;
 mod silent;
 mod stranger;
+mod stubborn;

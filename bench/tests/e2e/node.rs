@@ -74,6 +74,19 @@ impl Node {
         self.ctl_ok(&["image", "import", &image.display().to_string(), "--name", "busybox", "--cmd", "sh"]);
     }
 
+    /// Brings an image to it that is one program, in C, which is its command.
+    pub fn import_program(&self, name: &str, source: &str) {
+        let dir = tempfile::Builder::new().prefix(name).tempdir_in(self.root()).unwrap();
+        let (code, root, tar) = (dir.path().join("main.c"), dir.path().join("root"), dir.path().join("root.tar"));
+        std::fs::create_dir(&root).unwrap();
+        std::fs::write(&code, source).unwrap();
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-static", "-O1", "-pthread", "-o"]).arg(root.join("main")).arg(&code);
+        assert!(compiler.status().expect("gcc is installed (make setup)").success());
+        assert!(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status().unwrap().success());
+        self.ctl_ok(&["image", "import", &tar.display().to_string(), "--name", name, "--entrypoint", "/main"]);
+    }
+
     pub fn start(&self, flags: &[&str]) {
         let mut args = vec!["local", "up", "--no-egress"];
         args.extend(flags);

@@ -13,6 +13,11 @@ use std::time::Duration;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
 
+/// How often a server asks whether its client is still there,
+pub const PINGS: Duration = Duration::from_millis(500);
+/// and how long one may be silent, and half of how long the tests of it have it wait.
+pub const SILENCE: Duration = Duration::from_secs(2);
+
 /// What the controller was asked.
 #[derive(Default)]
 pub struct Calls {
@@ -70,6 +75,8 @@ impl Controller {
         let listener = runtime.block_on(async { tokio::net::UnixListener::bind(&socket) }).unwrap();
         runtime.spawn(
             tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(PINGS))
+                .http2_keepalive_timeout(Some(SILENCE))
                 .add_service(FastPathServiceServer::new(service))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
@@ -218,7 +225,9 @@ impl FastPathService for Service {
             (state.script.lines.clone(), state.script.exit_code, state.script.breaks.clone())
         };
         tokio::spawn(async move {
-            let _ = send.send(Ok(LogChunk { lines })).await;
+            for lines in lines.chunks(1000) {
+                let _ = send.send(Ok(LogChunk { lines: lines.to_vec() })).await;
+            }
             if let Some(status) = breaks {
                 let _ = send.send(Err(status)).await;
             }
