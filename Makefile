@@ -6,11 +6,13 @@ CARGO ?= cargo
 SCENARIO ?= start
 # What the bench compares with and Debian does not have.
 PEERS := target/peers
+# Suites of Debian whose kernels the tests boot: 6.1 and 6.12. FSB_TEST_VM=off leaves them out.
+KERNELS := bookworm trixie
 
-.PHONY: help setup build run stop test bench lint
+.PHONY: help setup build run stop test test-vm bench lint
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing from Debian's packages; no Rust
 	@scripts/setup busybox-static ca-certificates gcc iproute2 libc6-dev make nftables util-linux
@@ -25,8 +27,17 @@ run: setup build ## start the local node and a first sandbox
 stop: ## stop the local node and remove all that it made
 	@$(CTL) local down --purge
 
-test: setup build ## run every test, those that need root too
-	$(CARGO) test --release --workspace
+# Images are made while cargo builds; guests run alone, since tests measure times.
+test: setup setup-vm ## run every test, those that need root too, and test-vm
+	@bench/vm/image $(KERNELS) & $(MAKE) build && $(CARGO) test --release --workspace; status=$$?; wait; exit $$status
+	bench/vm/test $(KERNELS)
+
+test-vm: setup setup-vm ## run the essential tests on the kernels of Debian 12 and 13, in emulated machines with cgroup v2
+	@bench/vm/image $(KERNELS) & $(MAKE) build && $(CARGO) test --release --workspace --no-run; status=$$?; wait; exit $$status
+	bench/vm/test $(KERNELS)
+
+setup-vm:
+	@[ "$$FSB_TEST_VM" = off ] || scripts/setup cpio e2fsprogs mmdebstrap qemu-system-x86
 
 bench: build $(PEERS)/bin/youki ## measure starts beside fork+exec, bwrap, crun, runc, youki and containerd; SCENARIO="all --json DIR" for all there is
 	@scripts/setup bubblewrap containerd crun runc util-linux
