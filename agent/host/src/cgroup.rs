@@ -171,11 +171,18 @@ impl Tree {
                         put(&dir.join("memory.oom.group"), "0")?;
                     }
                 }
+                // A limit of memory is one of memory, not of what fits besides into everybody's swap.
+                let swap = base.join("sandboxes/memory.swap.max");
+                if swap.exists() {
+                    put(&swap, "0")?;
+                }
             }
             Version::V1 => {
                 if let Some(memory) = self.dirs.get("memory") {
                     // Limits of a child count in its parent too; refused harmlessly where children exist already.
                     let _ = put(&memory.join("memory.use_hierarchy"), "1");
+                    // As `memory.swap.max` below; each new child begins with its parent's.
+                    let _ = put(&memory.join("sandboxes/memory.swappiness"), "0");
                 }
             }
         }
@@ -421,7 +428,7 @@ mod tests {
         let base = fake.path().join("agent");
         for dir in [fake.path().to_path_buf(), base.clone(), base.join("daemons"), base.join("sandboxes")] {
             std::fs::create_dir_all(&dir).unwrap();
-            for file in ["cgroup.procs", "cgroup.subtree_control", "memory.oom.group"] {
+            for file in ["cgroup.procs", "cgroup.subtree_control", "memory.oom.group", "memory.swap.max"] {
                 std::fs::write(dir.join(file), "").unwrap();
             }
         }
@@ -434,6 +441,7 @@ mod tests {
         assert!(read(&base.join("cgroup.subtree_control")).unwrap().starts_with('+'));
         assert!(read(&base.join("sandboxes/cgroup.subtree_control")).unwrap().starts_with('+'));
         assert_eq!(read(&base.join("memory.oom.group")).unwrap(), "0");
+        assert_eq!(read(&base.join("sandboxes/memory.swap.max")).unwrap(), "0");
         let dirs = tree.create("i").unwrap();
         for file in ["memory.max", "cpu.max", "pids.max"] {
             std::fs::write(dirs[0].join(file), "").unwrap();

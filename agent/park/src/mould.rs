@@ -208,6 +208,10 @@ fn devices(must: &impl Fn(bool, u32)) {
         for (target, path) in LINKS {
             libc::symlink(target.as_ptr(), path.as_ptr());
         }
+        // Where the kernel has it, libcontainer links to it; it is masked.
+        if libc::access(c"proc/kcore".as_ptr(), libc::F_OK) == 0 {
+            libc::symlink(c"/proc/kcore".as_ptr(), c"dev/kcore".as_ptr());
+        }
         for path in [c"dev/pts", c"dev/shm", c"dev/mqueue"] {
             libc::mkdir(path.as_ptr(), 0o755);
         }

@@ -1,5 +1,6 @@
-//! What all nodes of a machine share: the order in which they choose networks, and the kernel's switch for
-//! forwarding, which is put back to what it was when the last node that needs it goes.
+//! What all nodes of a machine share: the order in which they choose networks, and settings of the kernel, which are put
+//! back to what they were when the last node that needs them goes: the switch for forwarding, and the controllers that
+//! the root of cgroup v2 gives to its children.
 
 use super::dirs::Dirs;
 use super::lock::Lock;
@@ -19,6 +20,10 @@ const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
 /// Whoever turns that switch changes `forwarding` of all interfaces here, and whether hosts take redirects
 /// (`inet_forward_change` in the kernel's net/ipv4/devinet.c).
 const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
+/// There while a node needs controllers.
+const CONTROLLERS: &str = "/run/fast-sandbox.controllers";
+/// Not there on v1 and hybrid machines.
+const GIVEN: &str = "/sys/fs/cgroup/cgroup.subtree_control";
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Does `work` while no other node does anything of the kind.
@@ -30,9 +35,9 @@ pub(crate) fn alone<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
-/// Who needs forwarding, and how it was before the first of them.
+/// Who needs settings, and how they were before the first of them.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Forwarding {
+struct Needed {
     before: BTreeMap<PathBuf, String>,
     /// Run directories of the nodes, by their table's name.
     nodes: BTreeMap<String, PathBuf>,
@@ -41,8 +46,8 @@ struct Forwarding {
 /// Writes down that a node needs forwarding. Returns whether it was off before the first of them: then what others
 /// forward is none that somebody asked for. Only within [`alone`].
 pub(crate) fn need_forwarding(dirs: &Dirs) -> Result<bool> {
-    let next = joined(read(), dirs, settings());
-    write(&next)?;
+    let next = joined(read(FORWARDING), dirs, settings());
+    write(FORWARDING, &next)?;
     Ok(next.was_off())
 }
 
@@ -53,12 +58,8 @@ pub(crate) fn forward() -> Result<()> {
 
 /// The node does not need forwarding any more. Only within [`alone`].
 pub(crate) fn unforward(dirs: &Dirs) -> Result<()> {
-    let Some(state) = read() else { return Ok(()) };
-    let next = left(state, dirs, |run| run.join("node.json").exists());
-    if !next.nodes.is_empty() {
-        return write(&next);
-    }
-    let (switch, others): (Vec<_>, Vec<_>) = next.before.iter().partition(|(path, _)| **path == Path::new(SWITCH));
+    let Some(before) = leave(FORWARDING, dirs)? else { return Ok(()) };
+    let (switch, others): (Vec<_>, Vec<_>) = before.iter().partition(|(path, _)| **path == Path::new(SWITCH));
     for (path, value) in switch.into_iter().chain(others) {
         match std::fs::read_to_string(path) {
             // An interface that has gone meanwhile.
@@ -68,6 +69,42 @@ pub(crate) fn unforward(dirs: &Dirs) -> Result<()> {
         }
     }
     std::fs::remove_file(FORWARDING).context(|| format!("cannot remove {FORWARDING}"))
+}
+
+/// Writes down that a node needs controllers for its cgroups, which its keepers turn on. Only within [`alone`].
+pub(crate) fn need_controllers(dirs: &Dirs) -> Result<()> {
+    match std::fs::read_to_string(GIVEN) {
+        Ok(given) => write(CONTROLLERS, &joined(read(CONTROLLERS), dirs, BTreeMap::from([(GIVEN.into(), given)]))),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The node's cgroups are gone. Only within [`alone`].
+pub(crate) fn return_controllers(dirs: &Dirs) -> Result<()> {
+    let Some(before) = leave(CONTROLLERS, dirs)? else { return Ok(()) };
+    let now = std::fs::read_to_string(GIVEN).context(|| format!("cannot read {GIVEN}"))?;
+    for controller in surplus(before.get(Path::new(GIVEN)).map_or("", String::as_str), &now) {
+        match std::fs::write(GIVEN, format!("-{controller}")) {
+            // Somebody else has begun to use it meanwhile.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
+            other => other.context(|| format!("cannot take {controller} back in {GIVEN}"))?,
+        }
+    }
+    std::fs::remove_file(CONTROLLERS).context(|| format!("cannot remove {CONTROLLERS}"))
+}
+
+/// The controllers that were turned on for nodes.
+fn surplus<'a>(before: &str, now: &'a str) -> Vec<&'a str> {
+    let had = |controller: &str| before.split_whitespace().any(|name| name == controller);
+    let ours = |controller: &&str| ["cpu", "memory", "pids"].contains(controller) && !had(controller);
+    now.split_whitespace().filter(ours).collect()
+}
+
+/// Takes the node off the list. Returns what was before the first of them if it was the last.
+fn leave(file: &str, dirs: &Dirs) -> Result<Option<BTreeMap<PathBuf, String>>> {
+    let Some(state) = read(file) else { return Ok(None) };
+    let next = left(state, dirs, |run| run.join("node.json").exists());
+    if next.nodes.is_empty() { Ok(Some(next.before)) } else { write(file, &next).map(|()| None) }
 }
 
 /// Everything that the switch changes, as it is now.
@@ -81,29 +118,29 @@ fn settings() -> BTreeMap<PathBuf, String> {
         .collect()
 }
 
-fn read() -> Option<Forwarding> {
-    serde_json::from_slice(&std::fs::read(FORWARDING).ok()?).ok()
+fn read(file: &str) -> Option<Needed> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
-fn write(state: &Forwarding) -> Result<()> {
-    let text = serde_json::to_vec(state).context(|| format!("cannot write {FORWARDING}"))?;
-    fsb_files::write(Path::new(FORWARDING), text, Access::Owner).context(|| format!("cannot write {FORWARDING}"))
+fn write(file: &str, state: &Needed) -> Result<()> {
+    let text = serde_json::to_vec(state).context(|| format!("cannot write {file}"))?;
+    fsb_files::write(Path::new(file), text, Access::Owner).context(|| format!("cannot write {file}"))
 }
 
-impl Forwarding {
+impl Needed {
     fn was_off(&self) -> bool {
         self.before.get(Path::new(SWITCH)).is_none_or(|value| value.trim() == "0")
     }
 }
 
-fn joined(state: Option<Forwarding>, dirs: &Dirs, before: BTreeMap<PathBuf, String>) -> Forwarding {
-    let mut state = state.unwrap_or_else(|| Forwarding { before, nodes: BTreeMap::new() });
+fn joined(state: Option<Needed>, dirs: &Dirs, before: BTreeMap<PathBuf, String>) -> Needed {
+    let mut state = state.unwrap_or_else(|| Needed { before, nodes: BTreeMap::new() });
     state.nodes.insert(dirs.table.clone(), dirs.run.clone());
     state
 }
 
 /// Without the node, and without nodes that are gone and never said so.
-fn left(mut state: Forwarding, dirs: &Dirs, lives: impl Fn(&Path) -> bool) -> Forwarding {
+fn left(mut state: Needed, dirs: &Dirs, lives: impl Fn(&Path) -> bool) -> Needed {
     state.nodes.retain(|name, run| *name != dirs.table && lives(run));
     state
 }
@@ -123,6 +160,12 @@ mod tests {
         let state = left(state, &a, |_| true);
         assert_eq!((&state.before, state.nodes.len()), (&says("0"), 1));
         assert!(left(state, &b, |_| true).nodes.is_empty());
+    }
+
+    #[test]
+    fn only_controllers_that_were_turned_on_for_nodes_are_taken_back() {
+        assert_eq!(surplus("memory pids\n", "cpuset cpu io memory pids\n"), ["cpu"]);
+        assert!(surplus("cpu memory pids\n", "memory pids\n").is_empty());
     }
 
     #[test]
