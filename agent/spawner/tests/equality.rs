@@ -82,7 +82,8 @@ fn a_cast_equals_a_container_made_by_libcontainer_in_everything_a_process_can_se
 
 /// Every setting in the cgroups of memory, cpu and pids; not what they count.
 fn cgroup_files(dirs: &[std::path::PathBuf]) -> String {
-    let counts = ["usage", "stat", "procs", "tasks", "current", "events", "peak", "max_usage", "pressure", "kill"];
+    let counts =
+        ["usage", "stat", "procs", "tasks", "threads", "current", "events", "peak", "max_usage", "pressure", "kill"];
     let mut lines = Vec::new();
     for dir in dirs {
         for entry in std::fs::read_dir(dir).unwrap().flatten() {
