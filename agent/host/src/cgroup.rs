@@ -186,6 +186,9 @@ impl Tree {
                 }
             }
         }
+        if let Some(pids) = self.dir("pids") {
+            put(&pids.join("sandboxes/pids.max"), &all_pids()?.to_string())?;
+        }
         if let Some(devices) = &self.devices {
             let policed = devices.join("policed");
             create_dir(&policed)?;
@@ -368,6 +371,15 @@ fn read(path: &Path) -> io::Result<String> {
     std::fs::read_to_string(path).map_err(|error| named(path, error))
 }
 
+/// Processes and threads that all sandboxes of an agent may have: an eighth of what the machine has is left to everybody
+/// else, the daemons among them.
+fn all_pids() -> io::Result<u64> {
+    let of =
+        |file: &str| read(&Path::new("/proc/sys/kernel").join(file))?.trim().parse::<u64>().map_err(io::Error::other);
+    let machine = of("pid_max")?.min(of("threads-max")?);
+    Ok(machine / 8 * 7)
+}
+
 fn put(path: &Path, text: &str) -> io::Result<()> {
     let write = || std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes());
     write().map_err(|error| io::Error::new(error.kind(), format!("write {text:?} to {}: {error}", path.display())))
@@ -435,8 +447,10 @@ mod tests {
         for dir in [fake.path(), &base] {
             std::fs::write(dir.join("cgroup.controllers"), "memory cpu pids").unwrap();
         }
+        std::fs::write(base.join("sandboxes/pids.max"), "max").unwrap();
         let tree = Tree { version: Version::V2, dirs: BTreeMap::from([(String::new(), base.clone())]), devices: None };
         tree.prepare().unwrap();
+        assert_eq!(read(&base.join("sandboxes/pids.max")).unwrap(), all_pids().unwrap().to_string());
         assert_eq!(read(&base.join("daemons/cgroup.procs")).unwrap(), "0");
         assert!(read(&base.join("cgroup.subtree_control")).unwrap().starts_with('+'));
         assert!(read(&base.join("sandboxes/cgroup.subtree_control")).unwrap().starts_with('+'));

@@ -55,15 +55,35 @@ fn sets(capabilities: &[Capability]) -> Value {
     json!({ "bounding": names, "effective": names, "permitted": names })
 }
 
+/// Locked memory that a program may have, the kernel's default since 5.16, where the daemons may have more.
+const LOCKED_BYTES: u64 = 8 << 20;
+
+/// The resource limits of a program, made of our own soft and hard ones, which nobody raises.
+///
+/// The kernel compares what *all* processes of a user of the host hold with the limit of the process that asks for more
+/// (`inc_rlimit_ucounts` in kernel/ucount.c), and root in a sandbox is root of the host. So of pending signals, which
+/// POSIX timers are as well, and of bytes in message queues sandboxes leave an eighth to the host's own programs.
+fn rlimits(ours: impl Fn(Resource) -> (u64, u64)) -> Value {
+    let both = |kind: &str, limit: u64| json!({ "type": kind, "soft": limit, "hard": limit });
+    let reserved = |resource| ours(resource).0 / 8 * 7;
+    json!([
+        open_files(ours(Resource::RLIMIT_NOFILE).1),
+        both("RLIMIT_SIGPENDING", reserved(Resource::RLIMIT_SIGPENDING)),
+        both("RLIMIT_MSGQUEUE", reserved(Resource::RLIMIT_MSGQUEUE)),
+        both("RLIMIT_MEMLOCK", ours(Resource::RLIMIT_MEMLOCK).0.min(LOCKED_BYTES)),
+    ])
+}
+
 /// Open files that a program may have, soft and hard, as systemd and Docker have them, whatever the daemons raised their
-/// own soft limit to. `ours` is our hard limit, which nobody raises.
+/// own soft limit to. `ours` is our hard limit.
 fn open_files(ours: u64) -> Value {
     let hard = ours.min(524_288);
     json!({ "type": "RLIMIT_NOFILE", "soft": hard.min(1024), "hard": hard })
 }
 
 fn base(root: &Path, cgroup: &str, host: &str) -> Value {
-    let (_, ours) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    // It fails for no resource that the kernel has.
+    let ours = |resource| getrlimit(resource).unwrap_or((1024, 1024));
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
     json!({
         "ociVersion": "1.0.2",
@@ -76,13 +96,14 @@ fn base(root: &Path, cgroup: &str, host: &str) -> Value {
             "args": ["fsb-park"],
             "env": [],
             "cwd": "/",
-            "rlimits": [open_files(ours)],
+            "rlimits": rlimits(ours),
         },
         "mounts": [
             mount("/proc", "proc", "proc", &["nosuid", "nodev", "noexec"]),
             mount("/dev", "tmpfs", "dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            // `max`: terminals are 4,096 for the whole machine (kernel.pty.max), and 3,072 for all but the host's own.
             mount("/dev/pts", "devpts", "devpts",
-                &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+                &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", "max=256"]),
             mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
             mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
@@ -135,5 +156,20 @@ mod tests {
         assert_eq!(of(u64::MAX), (1024, 524_288));
         assert_eq!(of(4096), (1024, 4096));
         assert_eq!(of(512), (512, 512));
+    }
+
+    #[test]
+    fn of_what_a_user_of_the_host_has_once_sandboxes_leave_an_eighth_to_the_host() {
+        let limits = rlimits(|_| (800, 1600));
+        let of = |kind| {
+            let limit = limits.as_array().unwrap().iter().find(|limit| limit["type"] == kind).unwrap();
+            (limit["soft"].as_u64().unwrap(), limit["hard"].as_u64().unwrap())
+        };
+        assert_eq!(
+            [of("RLIMIT_SIGPENDING"), of("RLIMIT_MSGQUEUE"), of("RLIMIT_MEMLOCK")],
+            [(700, 700), (700, 700), (800, 800)]
+        );
+        let limits = rlimits(|_| (u64::MAX, u64::MAX));
+        assert_eq!(limits[3]["hard"], LOCKED_BYTES, "locked memory is limited, whatever the daemons have");
     }
 }

@@ -15,6 +15,7 @@ mod node;
 mod placement;
 mod private;
 mod readers;
+mod shared;
 mod silent;
 mod stranger;
 mod stubborn;
