@@ -372,7 +372,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// Processes and threads that all sandboxes of an agent may have: an eighth of what the machine has is left to everybody
-/// else, the daemons among them.
+/// else, the daemons among them. Since Linux 6.14 `pid_max` is a pid namespace's own: within one, `threads-max` decides.
 fn all_pids() -> io::Result<u64> {
     let of =
         |file: &str| read(&Path::new("/proc/sys/kernel").join(file))?.trim().parse::<u64>().map_err(io::Error::other);
