@@ -415,21 +415,26 @@ impl Drop for Disk {
 }
 
 #[test]
-fn nodes_live_side_by_side_and_the_last_one_puts_forwarding_back() {
+fn nodes_live_side_by_side_and_the_last_one_puts_settings_back() {
     let first = Node::new();
     let second = Node::beside(None);
     let _own = OwnForwarding::other_than_the_switch();
     let before = forwarding();
+    let watches = || system("cat /proc/sys/fs/epoll/max_user_watches").trim().parse::<u64>().unwrap();
+    let (some, alone) = (watches(), !Path::new("/run/fast-sandbox.settings").exists());
     first.up("--agents 2");
     second.up("--agents 1");
+    assert!(!alone || watches() == 25 * some, "more than a sandbox can have");
     let address = |node: &Node| node.environment("agent-1").into_iter().find(|line| line.starts_with("POD_IP="));
     assert_ne!(address(&first), address(&second), "each has a network of its own");
     assert_eq!(first.run("local down --purge").status.code(), Some(0));
     assert_eq!(system("cat /proc/sys/net/ipv4/ip_forward").trim(), "1", "the second still needs it");
+    assert!(!alone || watches() == 25 * some);
     assert!(alive(second.keeper("agent-1")));
     assert_eq!(second.run("local down --purge").status.code(), Some(0));
     assert!(first.traces().is_empty() && second.traces().is_empty());
     assert!(before.is_none() || forwarding().is_none() || forwarding() == before);
+    assert!(!alone || watches() == some, "as it was");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What all nodes of a machine share: the order in which they choose networks, and settings of the kernel, which are put
-//! back to what they were when the last node that needs them goes: the switch for forwarding, and the controllers that
-//! the root of cgroup v2 gives to its children.
+//! back to what they were when the last node that needs them goes: the switch for forwarding, the controllers that the
+//! root of cgroup v2 gives to its children, and the limit of epoll watches.
 
 use super::dirs::Dirs;
 use super::lock::Lock;
@@ -20,10 +20,12 @@ const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
 /// Whoever turns that switch changes `forwarding` of all interfaces here, and whether hosts take redirects
 /// (`inet_forward_change` in the kernel's net/ipv4/devinet.c).
 const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
-/// There while a node needs controllers.
-const CONTROLLERS: &str = "/run/fast-sandbox.controllers";
+/// There while there is a node: the other settings.
+const SETTINGS: &str = "/run/fast-sandbox.settings";
 /// Not there on v1 and hybrid machines.
 const GIVEN: &str = "/sys/fs/cgroup/cgroup.subtree_control";
+/// How many epoll watches a user of the machine may have (epoll(7)).
+const WATCHES: &str = "/proc/sys/fs/epoll/max_user_watches";
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Does `work` while no other node does anything of the kind.
@@ -71,26 +73,43 @@ pub(crate) fn unforward(dirs: &Dirs) -> Result<()> {
     std::fs::remove_file(FORWARDING).context(|| format!("cannot remove {FORWARDING}"))
 }
 
-/// Writes down that a node needs controllers for its cgroups, which its keepers turn on. Only within [`alone`].
-pub(crate) fn need_controllers(dirs: &Dirs) -> Result<()> {
-    match std::fs::read_to_string(GIVEN) {
-        Ok(given) => write(CONTROLLERS, &joined(read(CONTROLLERS), dirs, BTreeMap::from([(GIVEN.into(), given)]))),
-        Err(_) => Ok(()),
+/// Writes down that a node needs controllers for its cgroups, which its keepers turn on, and as many epoll watches as no
+/// sandbox can take. Only within [`alone`].
+pub(crate) fn need_settings(dirs: &Dirs) -> Result<()> {
+    let now = [GIVEN, WATCHES].into_iter().filter_map(|path| Some((path.into(), std::fs::read_to_string(path).ok()?)));
+    let state = joined(read(SETTINGS), dirs, now.collect());
+    write(SETTINGS, &state)?;
+    if let Some(watches) = state.before.get(Path::new(WATCHES)).and_then(|before| enough_watches(before)) {
+        // It may be read-only, in a container: then it is as README's Limits say.
+        let _ = std::fs::write(WATCHES, watches.to_string());
     }
+    Ok(())
 }
 
 /// The node's cgroups are gone. Only within [`alone`].
-pub(crate) fn return_controllers(dirs: &Dirs) -> Result<()> {
-    let Some(before) = leave(CONTROLLERS, dirs)? else { return Ok(()) };
-    let now = std::fs::read_to_string(GIVEN).context(|| format!("cannot read {GIVEN}"))?;
-    for controller in surplus(before.get(Path::new(GIVEN)).map_or("", String::as_str), &now) {
-        match std::fs::write(GIVEN, format!("-{controller}")) {
-            // Somebody else has begun to use it meanwhile.
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
-            other => other.context(|| format!("cannot take {controller} back in {GIVEN}"))?,
+pub(crate) fn return_settings(dirs: &Dirs) -> Result<()> {
+    let Some(before) = leave(SETTINGS, dirs)? else { return Ok(()) };
+    if let Some(watches) = before.get(Path::new(WATCHES)) {
+        let _ = std::fs::write(WATCHES, watches);
+    }
+    if let Some(given) = before.get(Path::new(GIVEN)) {
+        let now = std::fs::read_to_string(GIVEN).context(|| format!("cannot read {GIVEN}"))?;
+        for controller in surplus(given, &now) {
+            match std::fs::write(GIVEN, format!("-{controller}")) {
+                // Somebody else has begun to use it meanwhile.
+                Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
+                other => other.context(|| format!("cannot take {controller} back in {GIVEN}"))?,
+            }
         }
     }
-    std::fs::remove_file(CONTROLLERS).context(|| format!("cannot remove {CONTROLLERS}"))
+    std::fs::remove_file(SETTINGS).context(|| format!("cannot remove {SETTINGS}"))
+}
+
+/// The kernel's default is what fits into a 25th of the memory, for all programs of a user together: root in a sandbox
+/// would have them all, and the node's programs could wait for nothing any more. With so many memory ends first, and that
+/// is the sandbox's own.
+fn enough_watches(before: &str) -> Option<u64> {
+    before.trim().parse::<u64>().ok()?.checked_mul(25)
 }
 
 /// The controllers that were turned on for nodes.

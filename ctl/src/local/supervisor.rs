@@ -102,7 +102,7 @@ fn make(flags: &Flags, dirs: &Dirs) -> Result<Node> {
         };
         // Written before anything is made: what is half made can be found.
         node.write(dirs)?;
-        global::need_controllers(dirs)?;
+        global::need_settings(dirs)?;
         // Before there is a link to go through.
         firewall::open(dirs, &node.agents, flags.subnet, node.egress)?;
         for agent in &node.agents {

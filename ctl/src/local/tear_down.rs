@@ -41,7 +41,7 @@ pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Res
         try_to(network::unpin(&dirs.netns(&name)));
     }
     try_to(network::remove_links(dirs));
-    try_to(global::alone(|| global::return_controllers(dirs)));
+    try_to(global::alone(|| global::return_settings(dirs)));
     try_to(global::alone(|| firewall::close(dirs)));
     let unmounted = mounts::unmount_below(&dirs.run);
     let clear = unmounted.is_ok();
