@@ -160,9 +160,12 @@ impl Agent {
         {
             return Ok(resolved);
         }
-        let recipe = self.images.recipe(&image, user, overlay)?;
+        // What a request says replaces the image's own as a whole. A creation is known again by what was asked, not by what
+        // it came to.
+        let spec = if user.is_empty() { image.config.user.as_str() } else { user };
+        let recipe = self.images.recipe(&image, spec, overlay)?;
         let pin = self.images.store.pin(&image.digest).map_err(|error| image_error(reference, error))?;
-        let home = home_of(&image, recipe.user.uid);
+        let home = self.images.store.lookup_home(&image, spec).map_err(|error| image_error(spec, error))?;
         let name = image.references.first().unwrap_or(&image.digest).clone();
         let config = image.config;
         let env: Vec<String> = config.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -224,36 +227,6 @@ fn names(store: &Store) -> Vec<String> {
     names.into_iter().collect()
 }
 
-/// The home directory of `uid` in the image's `/etc/passwd`; `/` where it says nothing.
-fn home_of(image: &Image, uid: u32) -> String {
-    use fsb_host::openat::openat2;
-    use nix::fcntl::{OFlag, ResolveFlag};
-    use std::io::Read;
-    for lower in &image.lowers {
-        let Ok(dir) = std::fs::File::open(lower) else { continue };
-        let (flags, mode) = (OFlag::O_RDONLY | OFlag::O_NONBLOCK, nix::sys::stat::Mode::empty());
-        let path = std::path::Path::new("etc/passwd");
-        let Ok(file) = openat2(&dir, path, flags, mode, ResolveFlag::RESOLVE_IN_ROOT) else { continue };
-        let file = std::fs::File::from(file);
-        if !file.metadata().is_ok_and(|meta| meta.is_file()) {
-            continue;
-        }
-        let mut text = Vec::new();
-        // Hostile images have hostile sizes.
-        let _ = file.take(1 << 20).read_to_end(&mut text);
-        return passwd_home(&String::from_utf8_lossy(&text), uid).unwrap_or_else(|| "/".to_owned());
-    }
-    "/".to_owned()
-}
-
-fn passwd_home(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(':').collect();
-        let home = fields.get(5).filter(|home| home.starts_with('/') && !home.contains('\0'))?;
-        (fields.get(2)?.parse() == Ok(uid)).then(|| (*home).to_owned())
-    })
-}
-
 /// An error of the image store, for the caller of the agent.
 pub(crate) fn image_error(reference: &str, error: fsb_image::Error) -> Error {
     match (&error, error.kind()) {
@@ -265,17 +238,3 @@ pub(crate) fn image_error(reference: &str, error: fsb_image::Error) -> Error {
 
 /// Keeps an image on the node for as long as it lives.
 pub(crate) type ImagePin = Pin;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_home_directory_comes_from_passwd() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad\napp:x:1000:1000::/home/app:/bin/sh\n";
-        assert_eq!(passwd_home(passwd, 1000).as_deref(), Some("/home/app"));
-        assert_eq!(passwd_home(passwd, 0).as_deref(), Some("/root"));
-        assert_eq!(passwd_home(passwd, 5), None);
-        assert_eq!(passwd_home("x:x:5:5::relative:", 5), None);
-    }
-}

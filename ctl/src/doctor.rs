@@ -4,7 +4,7 @@ mod checks;
 
 use crate::client;
 use crate::config::Settings;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::local::{self, dirs::Dirs};
 use crate::output::{self, FormatArg};
 use serde::Serialize;
@@ -80,6 +80,14 @@ pub(crate) fn run(args: Args, settings: &Settings) -> Result<u8> {
         table
     })?;
     Ok(u8::from(report.items.iter().any(|finding| finding.verdict == Verdict::Missing)))
+}
+
+/// Refuses to begin what cannot work.
+pub(crate) fn need_what_is_needed(dirs: &Dirs) -> Result<()> {
+    match checks::all(dirs).into_iter().find(|finding| finding.verdict == Verdict::Missing) {
+        Some(missing) => Err(Failure::new(format!("{}: {}", missing.check, missing.found)).hint(missing.fix)),
+        None => Ok(()),
+    }
 }
 
 /// Tells on stderr what is not well, for a start that failed.

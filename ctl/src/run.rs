@@ -77,7 +77,7 @@ pub(crate) struct Args {
     /// Limit of files in the writable layer [default: 1000000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     inodes: Option<i64>,
-    /// user, user:group, uid or uid:gid
+    /// user, user:group, uid or uid:gid [default: the image's]
     #[arg(long, short)]
     user: Option<String>,
     /// Time between SIGTERM and SIGKILL [default: 30s]

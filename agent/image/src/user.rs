@@ -55,7 +55,7 @@ fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Known> {
     let (passwd, group) = (String::from_utf8_lossy(passwd), String::from_utf8_lossy(group));
     let uid = match user {
         "" => Some(0),
-        user => id(user).map_err(|()| failed(format!("the id {user} is larger than {MAX_ID}")))?,
+        user => id(user).map_err(|()| failed(format!("the id {user} is not between 0 and {MAX_ID}")))?,
     };
     // The first line that fits counts.
     let known = passwd.lines().filter_map(Account::parse).find(|account| match uid {
@@ -71,7 +71,8 @@ fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Known> {
     };
     let mut groups = Vec::new();
     if !wanted_group.is_empty() {
-        let wanted = id(wanted_group).map_err(|()| failed(format!("the id {wanted_group} is larger than {MAX_ID}")))?;
+        let wanted =
+            id(wanted_group).map_err(|()| failed(format!("the id {wanted_group} is not between 0 and {MAX_ID}")))?;
         gid = match (wanted, group.lines().filter_map(Group::parse).find(|g| g.name == wanted_group)) {
             (Some(wanted), _) => wanted,
             (None, Some(known)) => known.id,
@@ -97,6 +98,11 @@ fn id(word: &str) -> Result<Option<u32>, ()> {
     word.parse().ok().filter(|id| *id <= MAX_ID).map(Some).ok_or(())
 }
 
+/// An id that a file gives to a name: it may be larger than what is asked for by number. All ones are none.
+fn number(field: &str) -> Option<u32> {
+    field.parse().ok().filter(|id| *id != u32::MAX)
+}
+
 /// A line of passwd(5).
 struct Account<'l> {
     name: &'l str,
@@ -110,8 +116,7 @@ impl<'l> Account<'l> {
         let mut fields = line.trim().split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         fields.next()?;
-        let mut number = || id(fields.next()?).ok()?;
-        let (id, gid) = (number()?, number()?);
+        let (id, gid) = (number(fields.next()?)?, number(fields.next()?)?);
         Some(Self { name, id, gid, home: fields.nth(1).unwrap_or_default() })
     }
 }
@@ -128,7 +133,7 @@ impl<'l> Group<'l> {
         let mut fields = line.trim().split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         fields.next()?;
-        let id = id(fields.next()?).ok()??;
+        let id = number(fields.next()?)?;
         Some(Self { name, id, members: fields.next().unwrap_or_default() })
     }
 
@@ -142,7 +147,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# c\nbad\nme:x:1000:100::/:\nme:x:7:7::/:\n42:x:9:9::/:\n";
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# c\nbad\nme:x:1000:100::/:\nme:x:7:7::/:\n42:x:9:9::/:\nnfs:x:4294967294:65534::/:\n";
     const GROUP: &[u8] = b"root:x:0:\nwheel:x:10:root,me\nusers:x:100:\naudio:x:29:me\n";
 
     fn ids(spec: &str) -> (u32, u32, Vec<u32>) {
@@ -160,6 +165,7 @@ mod tests {
         assert_eq!(ids("me:wheel"), (1000, 10, vec![]));
         assert_eq!(ids("5:6"), (5, 6, vec![]));
         assert_eq!(ids(":wheel"), (0, 10, vec![]));
+        assert_eq!(ids("nfs"), (4294967294, 65534, vec![]), "a name's id may be larger than any that is asked for");
         assert_eq!(find("", PASSWD, GROUP).unwrap().home, "/root");
     }
 
@@ -172,7 +178,7 @@ mod tests {
 
     #[test]
     fn unknown_users_groups_and_ids_out_of_range_are_errors() {
-        for bad in ["you", "me:nobody", "4294967295", "99999999999999999999", "me:4294967295", "-1"] {
+        for bad in ["you", "me:nobody", "4294967294", "4294967295", "99999999999999999999", "me:4294967295", "-1"] {
             assert!(find(bad, PASSWD, GROUP).is_err(), "{bad}");
         }
     }

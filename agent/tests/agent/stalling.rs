@@ -93,13 +93,13 @@ async fn a_disk_that_stalls_delays_no_start_from_stock() {
     let images = node.config.paths.images();
     let layer = std::fs::read_dir(images.join("layers")).unwrap().next().unwrap().unwrap().path();
     for (n, part) in [images.join("pins"), layer.join("fs/etc")].into_iter().enumerate() {
-        // Another image, of which the agent has to find out everything.
-        let other = format!("other-{n}");
+        // Another image, and a user, of whom the agent has to find out everything.
+        let (other, user) = (format!("other-{n}"), format!("{}", 7 + n));
         import_as(&node, &other).await;
         node.stocked(STOCK).await;
         let stalled = Stall::directory(&part);
         let cold = tokio::spawn({
-            let (agent, request) = (node.agent.clone(), CreateRequest { image: other, ..request("run") });
+            let (agent, request) = (node.agent.clone(), CreateRequest { image: other, user, ..request("run") });
             async move { agent.start(request).await }
         });
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -19,3 +19,5 @@ mod shared;
 mod silent;
 mod stranger;
 mod stubborn;
+mod surroundings;
+mod users;

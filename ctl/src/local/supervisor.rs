@@ -8,6 +8,7 @@ use super::record::{Addresses, Agent, Keeper, Node};
 use super::tear_down::{Ending, tear_down};
 use super::{capacity, cgroups, controller, firewall, global, keeper, mounts, network, sweep};
 use crate::client;
+use crate::doctor;
 use crate::error::{Context, Failure, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
@@ -34,6 +35,9 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
     super::need_root()?;
     if detached {
         nix::unistd::setsid().context(|| "cannot leave the session".into())?;
+    } else {
+        // Otherwise `up` has asked, and says it where it is read.
+        doctor::need_what_is_needed(dirs)?;
     }
     usual_umask();
     raise_descriptors();

@@ -41,6 +41,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, settings: &Settings) -> Result<u8>
         welcome(dirs, &node)?;
         return Ok(0);
     }
+    doctor::need_what_is_needed(dirs)?;
     let log = open_log(dirs)?;
     let before = log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
     let mut supervisor = start(flags, dirs, log)?;
