@@ -181,8 +181,6 @@ impl Tree {
                 if let Some(memory) = self.dirs.get("memory") {
                     // Limits of a child count in its parent too; refused harmlessly where children exist already.
                     let _ = put(&memory.join("memory.use_hierarchy"), "1");
-                    // As `memory.swap.max` below; each new child begins with its parent's.
-                    let _ = put(&memory.join("sandboxes/memory.swappiness"), "0");
                 }
             }
         }
@@ -284,8 +282,13 @@ pub fn set_limits(dirs: &[PathBuf], limits: &Limits, present: Option<&Limits>) -
         let v2 = is_v2(dir);
         let is = |controller: &str| v2 || in_controller(dir, controller);
         if is("memory") && changed(|l| l.memory_bytes) {
-            let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
-            put(&dir.join(file), &limits.memory_bytes.to_string())?;
+            let bytes = limits.memory_bytes.to_string();
+            if v2 {
+                put(&dir.join("memory.max"), &bytes)?;
+            } else {
+                let raised = present.is_some_and(|present| present.memory_bytes < limits.memory_bytes);
+                limit_memory_v1(dir, &bytes, raised)?;
+            }
         }
         if is("pids") && changed(|l| l.pids) {
             put(&dir.join("pids.max"), &limits.pids.to_string())?;
@@ -301,6 +304,17 @@ pub fn set_limits(dirs: &[PathBuf], limits: &Limits, present: Option<&Limits>) -
         }
     }
     Ok(())
+}
+
+/// Limits memory, and memory with swap to the same. The kernel refuses a moment in which the second is the lesser.
+fn limit_memory_v1(dir: &Path, bytes: &str, raised: bool) -> io::Result<()> {
+    let memory = || put(&dir.join("memory.limit_in_bytes"), bytes);
+    let with_swap = || match put(&dir.join("memory.memsw.limit_in_bytes"), bytes) {
+        // The kernel does not count swap (swapaccount=0 before 6.1).
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    if raised { with_swap().and_then(|()| memory()) } else { memory().and_then(|()| with_swap()) }
 }
 
 /// How many processes of this cgroup the OOM killer has killed. Read it before the directories go.
@@ -432,6 +446,27 @@ mod tests {
         let info = "30 20 0:26 /kubepods/pod1 /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
         let tree = Tree::parse(info, "0::/kubepods/pod1/c", "").unwrap();
         assert_eq!(tree.dir("").unwrap(), Path::new("/sys/fs/cgroup/c"));
+    }
+
+    #[test]
+    fn swap_is_no_way_around_a_limit_of_v1_that_is_made_raised_or_lowered() {
+        let hierarchy = Path::new("/sys/fs/cgroup/memory");
+        if !hierarchy.join("memory.memsw.limit_in_bytes").exists() {
+            // Without v1, or without swap being counted there.
+            return;
+        }
+        let dir = hierarchy.join(format!("fsb-test-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let limits = |mib: u64| Limits { memory_bytes: mib << 20, ..Limits::NONE };
+        let mut present = Limits::NONE;
+        let tried = [64, 128, 32].map(|mib| {
+            let set = set_limits(std::slice::from_ref(&dir), &limits(mib), Some(&present));
+            present = limits(mib);
+            let of = |file: &str| read(&dir.join(file)).unwrap().trim().parse::<u64>().unwrap() >> 20;
+            (set.map_err(|error| error.to_string()), of("memory.limit_in_bytes"), of("memory.memsw.limit_in_bytes"))
+        });
+        std::fs::remove_dir(&dir).unwrap();
+        assert_eq!(tried, [(Ok(()), 64, 64), (Ok(()), 128, 128), (Ok(()), 32, 32)]);
     }
 
     #[test]

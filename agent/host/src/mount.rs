@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
@@ -65,12 +66,20 @@ impl Context {
 /// layer is thrown away in the end, so nothing of it is synced. No `index`, which some kernels have by default: it ties a
 /// work directory to one upper directory for good.
 pub fn overlay(lowers: &[&Path], upper: &Path, work: &Path, attributes: u64) -> io::Result<OwnedFd> {
-    match overlay_by_parts(lowers, upper, work, attributes) {
-        // Before Linux 6.7 overlayfs knew no `lowerdir+`.
-        Err(error) if [Some(libc::EINVAL), Some(libc::ENAMETOOLONG)].contains(&error.raw_os_error()) => {
-            overlay_in_one_string(lowers, upper, work, attributes)
+    /// Before Linux 6.7 overlayfs knew no `lowerdir+`, and each try is a line in the kernel's log.
+    static BY_PARTS: AtomicBool = AtomicBool::new(true);
+    let by_parts = BY_PARTS.load(Ordering::Relaxed).then(|| overlay_by_parts(lowers, upper, work, attributes));
+    let in_one_string = || overlay_in_one_string(lowers, upper, work, attributes);
+    match by_parts {
+        Some(Err(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let made = in_one_string();
+            BY_PARTS.store(made.is_err(), Ordering::Relaxed);
+            made
         }
-        other => other,
+        // Of a path, for fsconfig(2).
+        Some(Err(error)) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => in_one_string(),
+        Some(made) => made,
+        None => in_one_string(),
     }
     .map_err(|error| {
         io::Error::new(error.kind(), format!("overlay of {} layers on {}: {error}", lowers.len(), upper.display()))
