@@ -200,7 +200,8 @@ async fn with_no_healthy_agent_the_service_is_unavailable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_race_for_a_slot_is_tried_on_the_next_agent() {
     let world = World::new(3).await;
-    for refusal in [Refusal::Full, Refusal::PortTaken, Refusal::Cordoned, Refusal::Unavailable, Refusal::DiskFull] {
+    let refusals = [Refusal::Full, Refusal::PortTaken, Refusal::Cordoned, Refusal::Unavailable, Refusal::DiskFull];
+    for refusal in refusals {
         for agent in &world.agents[1..] {
             agent.state().next.clear();
             agent.state().next.push_back(Next::Refuse(refusal, "not here"));
@@ -210,8 +211,8 @@ async fn a_lost_race_for_a_slot_is_tried_on_the_next_agent() {
         assert!(!answer.agent_pod.is_empty());
         assert_eq!(world.get(name).await.unwrap().phase, "Running");
     }
-    assert_eq!(world.live(), 4);
-    eventually("nothing is reserved beside what runs", || world.used() == 4).await;
+    assert_eq!(world.live(), refusals.len());
+    eventually("nothing is reserved beside what runs", || world.used() == refusals.len()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
