@@ -231,7 +231,7 @@ fn descriptors() -> Finding {
 
 /// The ports of the machine's own node; one with a root takes free ones.
 fn ports(dirs: &Dirs) -> Finding {
-    if dirs.root.is_some() || local::is_served(dirs) {
+    if dirs.root.is_some() || local::lives(dirs) {
         return Finding::ok(
             "ports",
             if dirs.root.is_some() { "free ones are taken" } else { "held by the local node" },

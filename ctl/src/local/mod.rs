@@ -103,6 +103,11 @@ fn need_root() -> Result<()> {
     Err(Failure::new("the local node needs root: it makes namespaces, mounts and cgroups").hint("sudo fsb-ctl local …"))
 }
 
+/// Whether processes of the node live, also where their supervisor was killed.
+pub(crate) fn lives(dirs: &Dirs) -> bool {
+    is_served(dirs) || record::Node::read(dirs).is_some_and(|node| node.lives())
+}
+
 /// Whether the node has a supervisor.
 pub(crate) fn is_served(dirs: &Dirs) -> bool {
     lock::holder(&dirs.lock()).is_some()
