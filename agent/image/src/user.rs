@@ -86,7 +86,11 @@ fn find(spec: &str, passwd: &[u8], group: &[u8]) -> Result<Known> {
         groups.sort_unstable();
         groups.dedup();
     }
-    let home = known.map(|account| account.home).filter(|home| home.starts_with('/')).unwrap_or("/").to_owned();
+    let home = known
+        .map(|account| account.home)
+        .filter(|home| home.starts_with('/') && !home.contains('\0'))
+        .unwrap_or("/")
+        .to_owned();
     Ok(Known { user: User { uid, gid, groups }, home })
 }
 
@@ -167,6 +171,10 @@ mod tests {
         assert_eq!(ids(":wheel"), (0, 10, vec![]));
         assert_eq!(ids("nfs"), (4294967294, 65534, vec![]), "a name's id may be larger than any that is asked for");
         assert_eq!(find("", PASSWD, GROUP).unwrap().home, "/root");
+        for (home, known) in [("/home/app", "/home/app"), ("relative", "/"), ("/a\0b", "/"), ("", "/")] {
+            let passwd = format!("bad\napp:x:1000:1000::{home}:/bin/sh\n");
+            assert_eq!(find("1000", passwd.as_bytes(), b"").unwrap().home, known, "{home:?}");
+        }
     }
 
     #[test]

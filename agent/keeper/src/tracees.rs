@@ -44,7 +44,7 @@ pub(crate) fn stopped(keeper: &Keeper, tid: i32, signal: i32) {
         debug!(pid, tid, signal, "a process had made the keeper its tracer and goes on");
         return;
     }
-    if keeper.table.borrow_mut().stops_too_often(pid) {
+    if is_unruly && keeper.table.borrow_mut().stops_too_often(pid) {
         warn!(pid, "the first process of a sandbox stops for its tracer all the time and is killed");
     }
     // Not ours to detach, or too often: nothing else takes it out of its stop.
