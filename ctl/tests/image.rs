@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{PINGS, SILENCE, ctl, stderr, stdout};
+use common::{SILENCE, ctl, server, stderr, stdout};
 use fsb_proto::agent::agent_service_server::{AgentService, AgentServiceServer};
 use fsb_proto::agent::*;
 use fsb_proto::fastpath::{LogChunk, PullPolicy};
@@ -123,9 +123,7 @@ impl Node {
         let socket = directory.path().join("n/run/agent-1.sock");
         let listener = runtime.block_on(async { tokio::net::UnixListener::bind(socket) }).unwrap();
         runtime.spawn(
-            tonic::transport::Server::builder()
-                .http2_keepalive_interval(Some(PINGS))
-                .http2_keepalive_timeout(Some(SILENCE))
+            server()
                 .add_service(AgentServiceServer::new(agent.clone()))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );

@@ -43,6 +43,13 @@ impl Disk {
         let disk = statvfs(self.path()).unwrap();
         disk.blocks_available() == 0 || disk.files_available() == 0
     }
+
+    async fn until_full(&self, end: Instant) {
+        while !self.is_full() {
+            assert!(Instant::now() < end, "the disk is not full");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 impl Drop for Disk {
@@ -51,6 +58,11 @@ impl Drop for Disk {
             umount2(place, MntFlags::MNT_DETACH).unwrap();
         }
     }
+}
+
+/// The processes of a node's own programs.
+fn programs(node: &Node) -> [Vec<i32>; 4] {
+    ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"].map(|name| node.pids(name))
 }
 
 /// Waits until `local status` and `doctor` name the writer: each agent tells its controller every two seconds.
@@ -97,17 +109,14 @@ fn fills(node: &Node, disk: &Disk, fill: &str) {
             ids
         };
         let before = ids(&mut client).await;
-        let programs = ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"].map(|name| node.pids(name));
+        let running = programs(node);
         let end = Instant::now() + 2 * PATIENCE;
         while client.list_agents(ListAgentsRequest {}).await.unwrap().into_inner().items[0].paused < 5 {
             assert!(Instant::now() < end, "there is no stock");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         client.create("writer", fill).await.unwrap();
-        while !disk.is_full() {
-            assert!(Instant::now() < end, "the disk is not full");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        disk.until_full(end).await;
         // The agent looks each second.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         // Starts from the stock go on; when it is empty, creates are refused, with who has filled the disk.
@@ -124,8 +133,7 @@ fn fills(node: &Node, disk: &Disk, fill: &str) {
         until_told(node, "default/writer");
         assert!(client.list().await.len() > 5, "some came from the stock");
         assert_eq!(ids(&mut client).await, before, "who did nothing runs on");
-        let now = ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"].map(|name| node.pids(name));
-        assert_eq!(now, programs, "no program of the node has ended");
+        assert_eq!(programs(node), running, "no program of the node has ended");
         // The writer can be removed, and then all is as before.
         let delete = DeleteRequest { sandbox_id: "writer".into(), force: true, ..Default::default() };
         client.delete_sandbox(delete).await.unwrap();
@@ -171,11 +179,8 @@ fn a_disk_of_logs_alone_that_is_full_holds_up_those_who_write_and_loses_no_line(
         client.create("bystander", count).await.unwrap();
         client.create("writer", "while :; do echo 0123456789012345678901234567890123456789; done").await.unwrap();
         let end = Instant::now() + 2 * PATIENCE;
-        while !disk.is_full() {
-            assert!(Instant::now() < end, "the disk is not full");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let programs = ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"].map(|name| node.pids(name));
+        disk.until_full(end).await;
+        let running = programs(&node);
         for name in ["new", "newer"] {
             client.create(name, "echo hello; sleep 1000").await.unwrap();
         }
@@ -200,8 +205,7 @@ fn a_disk_of_logs_alone_that_is_full_holds_up_those_who_write_and_loses_no_line(
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         node.until_logged("new", "hello\n");
-        let now = ["fsb-keeper", "fsb-agent", "fsb-spawner", "fsb-controller"].map(|name| node.pids(name));
-        assert_eq!(now, programs, "no program of the node has ended");
+        assert_eq!(programs(&node), running, "no program of the node has ended");
     });
     finish(node, [disk]);
 }

@@ -80,9 +80,7 @@ impl Node {
         let (code, root, tar) = (dir.path().join("main.c"), dir.path().join("root"), dir.path().join("root.tar"));
         std::fs::create_dir(&root).unwrap();
         std::fs::write(&code, source).unwrap();
-        let mut compiler = Command::new("gcc");
-        compiler.args(["-static", "-O1", "-pthread", "-o"]).arg(root.join("main")).arg(&code);
-        assert!(compiler.status().expect("gcc is installed (make setup)").success());
+        compile(&code, &root.join("main"));
         assert!(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status().unwrap().success());
         self.ctl_ok(&["image", "import", &tar.display().to_string(), "--name", name, "--entrypoint", "/main"]);
     }
@@ -217,6 +215,13 @@ impl Drop for Node {
             let _ = self.ctl(&["local", "down", "--purge"]);
         }
     }
+}
+
+/// Makes a program of C that needs nothing beside it.
+pub fn compile(code: &Path, program: &Path) {
+    let mut compiler = Command::new("gcc");
+    compiler.args(["-static", "-O1", "-pthread", "-o"]).arg(program).arg(code);
+    assert!(compiler.status().expect("gcc is installed (make setup)").success());
 }
 
 pub fn kill(pid: i32) {

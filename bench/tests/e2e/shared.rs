@@ -1,18 +1,8 @@
 //! A sandbox that takes all that the kernel counts for a user of the host, or for the machine.
 
-use crate::node::{Node, PATIENCE};
-use std::path::Path;
+use crate::node::{Node, PATIENCE, compile, kill};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-/// Compiles takes.c into this directory.
-fn compile(dir: &Path) -> std::path::PathBuf {
-    let program = dir.join("takes");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/takes.c");
-    let done = Command::new("gcc").args(["-O1", "-static", "-o"]).arg(&program).arg(source).status();
-    assert!(done.expect("gcc is installed (make setup)").success());
-    program
-}
 
 /// Waits until a sandbox holds all that it can take.
 fn until_held(node: &Node, name: &str) -> String {
@@ -31,14 +21,9 @@ fn until_held(node: &Node, name: &str) -> String {
 fn who_takes_all_that_a_user_of_the_host_may_have_stops_no_other_tenant_and_nothing_of_the_host() {
     let agents = ["--agent", "name=a,namespace=one", "--agent", "name=b,namespace=two"];
     let node = Node::up(&[&agents[..], &["--warm-image", "busybox"]].concat());
-    let image = node.root().join("image");
-    std::fs::create_dir(&image).unwrap();
-    let program = compile(&image);
-    let tar = node.root().join("takes.tar");
-    assert!(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).arg(".").status().unwrap().success());
-    node.ctl_ok(&["image", "import", &tar.display().to_string(), "--name", "takes"]);
+    node.import_program("takes", include_str!("takes.c"));
     let take = |name: &str, user: &str, what: &[&str]| {
-        let run = ["-n", "one", "run", name, "--image", "takes", "--user", user, "--", "/takes"];
+        let run = ["-n", "one", "run", name, "--image", "takes", "--user", user, "--", "/main"];
         node.ctl_ok(&[&run, what].concat());
     };
     let all = ["instances", "timers", "queues", "aio", "terminals", "locked", "pipes", "inflight"];
@@ -62,6 +47,8 @@ fn who_takes_all_that_a_user_of_the_host_may_have_stops_no_other_tenant_and_noth
     };
     others_go_on();
     // The host's own programs, which are the same user, have room still.
+    let program = node.root().join("takes");
+    compile(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/takes.c").as_ref(), &program);
     for one in ["timers", "queues"] {
         assert!(Command::new(&program).args(["one", one]).status().unwrap().success(), "the host has no {one}");
     }
@@ -69,7 +56,7 @@ fn who_takes_all_that_a_user_of_the_host_may_have_stops_no_other_tenant_and_noth
     let before = node.pids("fsb-agent");
     node.kill("fsb-spawner");
     for pid in &before {
-        crate::node::kill(*pid);
+        kill(*pid);
     }
     let end = Instant::now() + PATIENCE;
     let up = || node.pids("fsb-agent").iter().filter(|pid| !before.contains(pid)).count() == before.len();

@@ -1,9 +1,8 @@
 //! Programs that could make the keeper, the agent or the spawner wait for them.
 
-use crate::node::{Calls, Node, PATIENCE, block_on};
+use crate::node::{Calls, Node, block_on};
 use fsb_proto::fastpath::{CreateRequest, DeleteRequest};
 use std::time::{Duration, Instant};
-use tonic::Code;
 
 /// Stops in every way that it is asked for.
 const STUBBORN: &str = r#"
@@ -165,12 +164,7 @@ fn a_program_that_stops_or_hears_nothing_is_killed_after_its_grace_period() {
                 assert!(asked.elapsed() < Duration::from_secs(2), "{how}: a forced removal takes its time");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            client.delete(how).await;
-            let end = Instant::now() + PATIENCE;
-            while client.info(how).await.err().is_none_or(|status| status.code() != Code::NotFound) {
-                assert!(Instant::now() < end, "{how} does not go");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            client.remove(how).await;
         }
     });
     node.finish();

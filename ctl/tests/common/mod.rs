@@ -13,10 +13,14 @@ use std::time::Duration;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
 
-/// How often a server asks whether its client is still there,
-pub const PINGS: Duration = Duration::from_millis(500);
-/// and how long one may be silent, and half of how long the tests of it have it wait.
+/// How long a client may be silent, and half of how long the tests of it have it wait.
 pub const SILENCE: Duration = Duration::from_secs(2);
+
+/// A server that asks whether its clients are still there.
+pub fn server() -> tonic::transport::Server {
+    let often = Duration::from_millis(500);
+    tonic::transport::Server::builder().http2_keepalive_interval(Some(often)).http2_keepalive_timeout(Some(SILENCE))
+}
 
 /// What the controller was asked.
 #[derive(Default)]
@@ -74,9 +78,7 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(async { tokio::net::UnixListener::bind(&socket) }).unwrap();
         runtime.spawn(
-            tonic::transport::Server::builder()
-                .http2_keepalive_interval(Some(PINGS))
-                .http2_keepalive_timeout(Some(SILENCE))
+            server()
                 .add_service(FastPathServiceServer::new(service))
                 .serve_with_incoming(UnixListenerStream::new(listener)),
         );
