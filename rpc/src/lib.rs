@@ -16,6 +16,7 @@ mod body;
 mod bounds;
 mod channel;
 mod guest;
+mod heap;
 mod pings;
 mod readers;
 mod serve;

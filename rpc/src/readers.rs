@@ -1,5 +1,6 @@
 //! Bounds on streams that stay open for as long as their readers like.
 
+use crate::heap;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tonic::Status;
@@ -8,6 +9,8 @@ use tonic::Status;
 pub const READERS_OF_NAMESPACE: u32 = 256;
 /// Streams of all namespaces at a time.
 pub const READERS: u32 = 1024;
+/// So many that have gone held enough memory for a look at what the heap can give back.
+const MANY: u32 = 64;
 
 /// Counts who reads streams of one kind, so that no namespace takes what all of them share: each stream holds memory,
 /// and a file as a rule, and its reader says for how long.
@@ -15,8 +18,16 @@ pub const READERS: u32 = 1024;
 pub struct Readers {
     /// What is read, in the plural: for the refusal.
     what: &'static str,
+    open: Arc<Mutex<Open>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
     /// By namespace, those that have any.
-    open: Arc<Mutex<HashMap<Box<str>, u32>>>,
+    of: HashMap<Box<str>, u32>,
+    all: u32,
+    /// The most that were open since the heap was last asked to give back.
+    most: u32,
 }
 
 /// A place among the readers, until it is dropped.
@@ -39,24 +50,26 @@ impl Readers {
     pub fn admit(&self, namespace: &str) -> Result<Reader, Status> {
         let what = self.what;
         let mut open = self.open();
-        if open.get(namespace).is_some_and(|open| *open >= READERS_OF_NAMESPACE) {
+        if open.of.get(namespace).is_some_and(|open| *open >= READERS_OF_NAMESPACE) {
             return Err(Status::resource_exhausted(format!(
                 "{READERS_OF_NAMESPACE} {what} of namespace {namespace:?} are open, and more are not served at a time; \
                  hint: try again when one of their readers has gone"
             )));
         }
-        if open.values().sum::<u32>() >= READERS {
+        if open.all >= READERS {
             return Err(Status::resource_exhausted(format!(
                 "{READERS} {what} are open, and more are not served at a time; \
                  hint: try again when one of their readers has gone"
             )));
         }
-        *open.entry(namespace.into()).or_default() += 1;
+        *open.of.entry(namespace.into()).or_default() += 1;
+        open.all += 1;
+        open.most = open.most.max(open.all);
         drop(open);
         Ok(Reader { of: self.clone(), namespace: namespace.into() })
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<Box<str>, u32>> {
+    fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -64,11 +77,16 @@ impl Readers {
 impl Drop for Reader {
     fn drop(&mut self) {
         let mut open = self.of.open();
-        if let Some(count) = open.get_mut(&self.namespace) {
+        if let Some(count) = open.of.get_mut(&self.namespace) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.namespace);
+                open.of.remove(&self.namespace);
             }
+        }
+        open.all -= 1;
+        if open.most >= MANY && open.all <= open.most / 2 {
+            open.most = open.all;
+            heap::trim_soon();
         }
     }
 }
@@ -92,6 +110,6 @@ mod tests {
         drop(first);
         let again = of("a").unwrap();
         drop((others, again));
-        assert!(readers.open().is_empty(), "nothing is kept of who has gone");
+        assert!(readers.open().of.is_empty() && readers.open().all == 0, "nothing is kept of who has gone");
     }
 }

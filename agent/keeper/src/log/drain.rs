@@ -49,8 +49,10 @@ pub(super) struct Drain<E: Engine> {
     epoll: Rc<Epoll>,
     pipes: RefCell<HashMap<u64, Rc<Pipe<E>>>>,
     next: Cell<u64>,
-    /// Those that held more than was read.
+    /// Those that held more than was read. The kernel does not tell of them again.
     more: RefCell<Vec<Ready>>,
+    /// Some were added while nobody looked.
+    added: Notify,
     /// Pipes with an open line, each with the time at which it should be looked at.
     open_lines: RefCell<VecDeque<(Instant, u64)>>,
     listed: Notify,
@@ -72,6 +74,7 @@ impl<E: Engine> Drain<E> {
             pipes: RefCell::default(),
             next: Cell::new(0),
             more: RefCell::default(),
+            added: Notify::new(),
             open_lines: RefCell::default(),
             listed: Notify::new(),
             input: RefCell::new(vec![0; READ].into()),
@@ -123,6 +126,7 @@ impl<E: Engine> Drain<E> {
                     tokio::select! {
                         ready = readable.readable() => ready?.clear_ready(),
                         () = self.open_line() => {}
+                        () = self.added.notified() => {}
                     }
                     asleep = Some(readable);
                 }
@@ -154,7 +158,7 @@ impl<E: Engine> Drain<E> {
             let more = self.epoll.poll(&mut news)?;
             let mut fullest = 0;
             for Ready { token, closed } in news.drain(..) {
-                let bytes = self.serve(token, closed);
+                let bytes = self.read(token, closed);
                 fullest = bytes.max(fullest);
                 turn += bytes + EACH;
                 if turn >= TURN {
@@ -184,9 +188,17 @@ impl<E: Engine> Drain<E> {
         Ok(())
     }
 
+    /// Reads what a pipe has, out of turn; what is left of it has its turn soon.
+    pub(super) fn serve(self: &Rc<Self>, token: u64, closed: bool) {
+        self.read(token, closed);
+        if !self.more.borrow().is_empty() {
+            self.added.notify_one();
+        }
+    }
+
     /// Reads what a pipe has: one buffer, or all of it if there is no writer any more (`closed`) or it was cut. Returns
     /// how much it was.
-    pub(super) fn serve(self: &Rc<Self>, token: u64, closed: bool) -> usize {
+    fn read(self: &Rc<Self>, token: u64, closed: bool) -> usize {
         let Some(pipe) = self.pipes.borrow().get(&token).cloned() else { return 0 };
         pipe.closed.set(pipe.closed.get() || closed);
         let mut total = 0;
@@ -346,5 +358,72 @@ impl<E: Engine> Drain<E> {
             drop(lines);
             self.close_line(token, &pipe);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::epoll::Epoll as Plain;
+    use super::*;
+    use std::fs::File;
+    use std::path::Path;
+
+    /// Waits a moment for the disk.
+    struct Patient;
+
+    impl Engine for Patient {
+        type File = File;
+
+        const PATIENT: bool = true;
+
+        fn adopt(file: File) -> File {
+            file
+        }
+
+        async fn open(path: &Path) -> io::Result<File> {
+            Plain::open(path).await
+        }
+
+        async fn write(file: &File, buffer: Vec<u8>, offset: u64) -> (io::Result<()>, Vec<u8>) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Plain::write(file, buffer, offset).await
+        }
+
+        async fn rename(from: &Path, to: &Path) -> io::Result<()> {
+            Plain::rename(from, to).await
+        }
+
+        async fn remove(path: &Path) -> io::Result<()> {
+            Plain::remove(path).await
+        }
+    }
+
+    #[test]
+    fn what_lies_in_a_pipe_is_read_to_its_end_after_a_write_that_waited_for_the_disk() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let rotation = Rotation { max_bytes: 1 << 30, files: 2 };
+            let drain = Rc::new(Drain::<Patient>::new(rotation).unwrap());
+            let task = tokio::task::spawn_local(drain.clone().run());
+            let (out, mut program) = io::pipe().unwrap();
+            fcntl(program.as_raw_fd(), FcntlArg::F_SETPIPE_SZ(LARGE)).unwrap();
+            io::Write::write_all(&mut program, &b"y\n".repeat(LARGE as usize / 2)).unwrap();
+
+            // The file is not open yet: the first write waits for it, the others do not wait.
+            let handle = Rc::new(Handle::default());
+            let sink = Rc::new(Sink::new(path.clone(), rotation, handle.clone()));
+            drain.add(out.into(), Stream::Stdout, &sink, &handle).unwrap();
+            let end = Instant::now() + Duration::from_secs(10);
+            let lines = || std::fs::read(&path).map_or(0, |log| log.iter().filter(|byte| **byte == b'\n').count());
+            while lines() < LARGE as usize / 2 {
+                assert!(Instant::now() < end && !task.is_finished(), "{} lines are written", lines());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // Its writing end is open still: nothing but what was written tells of it.
+            drop(program);
+            task.abort();
+        });
     }
 }
