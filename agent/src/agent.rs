@@ -21,7 +21,7 @@ use crate::stage::Stage;
 use crate::start::{self, DEFAULT_DEADLINE, Started};
 use crate::trash::Trash;
 use crate::watch::Hub;
-use crate::{collect, events, inodes, lock, lost, plugins, recover, remove};
+use crate::{collect, events, inodes, lock, logs, lost, plugins, recover, remove};
 use fsb_host::usage;
 use fsb_image::Store;
 use fsb_proto::agent::{self, CreateRequest, DeleteRequest, Source};
@@ -115,6 +115,7 @@ impl Agent {
         agent.tracker.spawn(lost::run(agent.clone()));
         agent.tracker.spawn(spares::run(agent.clone()));
         agent.tracker.spawn(inodes::run(agent.clone()));
+        agent.tracker.spawn(logs::tell(agent.clone()));
         agent.tracker.spawn(recover::sweep(agent.clone()));
         Ok(agent)
     }

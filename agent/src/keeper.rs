@@ -198,6 +198,11 @@ impl Keeper {
         self.send(&ToKeeper::Rebind { id: id.to_owned(), binding }).await
     }
 
+    /// How far the reader has come that the instance waits for; `None`: it is away.
+    pub(crate) async fn read_log(&self, id: &str, taken: Option<u64>) -> Result<()> {
+        self.send(&ToKeeper::Read { id: id.to_owned(), taken }).await
+    }
+
     /// The instance is cleaned up.
     pub(crate) async fn forget(&self, id: &str) -> Result<()> {
         lock(&self.waiting).binds.remove(id);

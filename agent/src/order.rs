@@ -50,6 +50,7 @@ impl Order {
             created_at_ms: now_ms(),
             spec_hash: spec_hash(&spec),
             document: wire.claim_document.clone(),
+            attached: wire.attached,
             // On a disk that is everybody's they are counted.
             inodes: if spec.resources.disk_bytes.is_none() { spec.resources.max_inodes() } else { 0 },
             ..Default::default()

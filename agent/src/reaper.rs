@@ -57,7 +57,7 @@ impl Agent {
                 };
                 agent.trash.take(id, mounts);
                 if removal.is_some_and(|removal| removal.logs) {
-                    logs::remove(&agent.config.paths, id);
+                    logs::remove(agent, id);
                     instance.state().removal = Some(Removal { logs: false });
                 }
                 Ok(())
@@ -139,7 +139,7 @@ impl Agent {
             let removed = cgroup::remove(&cgroups, PATIENCE);
             agent.trash.take(&id, None);
             if logs {
-                logs::remove(&agent.config.paths, &id);
+                logs::remove(&agent, &id);
             }
             removed
         });

@@ -51,11 +51,11 @@ impl Agent {
     }
 
     /// Removes the logs of these instances, but of those that write to them.
-    pub(crate) async fn remove_logs(&self, mut ids: Vec<String>) {
+    pub(crate) async fn remove_logs(self: &Arc<Self>, mut ids: Vec<String>) {
         ids.retain(|id| self.find(id).is_none_or(|instance| instance.state().end.is_some()));
-        let paths = self.config.paths.clone();
+        let agent = self.clone();
         let removed = disk::io(move || {
-            ids.iter().for_each(|id| logs::remove(&paths, id));
+            ids.iter().for_each(|id| logs::remove(&agent, id));
             Ok(())
         });
         if let Err(error) = removed.await {

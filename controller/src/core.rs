@@ -1,7 +1,9 @@
 //! What the parts of the controller share, and the two ways in which a claim changes.
 
 use crate::agents::Agents;
-use crate::claims::{Change, Claim, ClaimStore, Entry, Key, Outcome, Queue, Refused, Table, Tombstones, WriteError};
+use crate::claims::{
+    AttachedReader, Change, Claim, ClaimStore, Entry, Key, Outcome, Queue, Refused, Table, Tombstones, WriteError,
+};
 use crate::config::{Consistency, Timing};
 use crate::metrics::Metrics;
 use crate::reconcile::Wakeups;
@@ -102,7 +104,9 @@ impl Core {
             (entry.purging, entry.purged) = (false, false);
             entry.pushed = None;
             entry.lost_since = None;
+            entry.reader = AttachedReader::default();
         }
+        entry.finished = claim.finished().then(|| entry.finished.unwrap_or_else(Instant::now));
         if entry.claim.policy.expire_at_seconds != claim.policy.expire_at_seconds {
             entry.expires = claim.policy.expires(&self.timing.clock);
         }

@@ -160,6 +160,7 @@ fn create_request(claim: &Claim) -> agent::CreateRequest {
         claim_document: claim.to_travel_document(),
         alias: String::new(),
         request_id: claim.request_id.clone(),
+        attached: policy.attached,
     }
 }
 

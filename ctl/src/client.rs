@@ -121,6 +121,12 @@ pub(crate) fn failure(settings: &Settings, status: &Status) -> Failure {
     }
 }
 
+/// Whether it was the connection that failed, or who was asked is on its way back: asking again may help.
+pub(crate) fn is_passing(status: &Status) -> bool {
+    let from_transport = std::error::Error::source(status).is_some();
+    status.code() == Code::Unavailable || from_transport && matches!(status.code(), Code::Unknown | Code::Internal)
+}
+
 /// What an agent of the local node refused: it knows images, not sandboxes.
 pub(crate) fn image_failure(settings: &Settings, status: &Status) -> Failure {
     let failure = failure(settings, status);

@@ -92,7 +92,7 @@ pub(crate) struct Args {
     /// Show its output until it ends and exit with its code
     #[arg(long)]
     wait: bool,
-    /// Delete it when it has ended; implies --wait
+    /// Delete it when it has ended, also if fsb-ctl is killed meanwhile; implies --wait
     #[arg(long)]
     rm: bool,
     #[command(flatten)]
@@ -113,6 +113,11 @@ pub(crate) async fn run(args: Args, arguments: &[OsString], settings: &Settings)
         request.namespace.clone_from(&settings.namespace);
     }
     request.request_id = format!("{:032x}", rand::random::<u128>());
+    // What follows its output misses nothing, and `--rm` holds also where this program is killed.
+    request.attached |= args.wait || args.rm;
+    if args.rm {
+        request.ttl_seconds_after_finished = Some(0);
+    }
     check(&request)?;
     // The namespace may have come from the file: everything after goes there too.
     let settings = &Settings { namespace: request.namespace.clone(), ..settings.clone() };

@@ -135,7 +135,7 @@ fn wait_shows_both_streams_raw_and_passes_the_exit_code_on() {
 }
 
 #[test]
-fn output_that_was_cut_off_is_no_success_and_stays() {
+fn output_that_was_cut_off_is_no_success() {
     let controller = Controller::start();
     {
         let mut state = controller.state();
@@ -146,19 +146,73 @@ fn output_that_was_cut_off_is_no_success_and_stays() {
     for (words, code) in [
         (&["run", "a", "--image", "b", "--rm"][..], 1),
         (&["run", "b", "--image", "b", "--wait"], 1),
-        (&["logs", "a"], 1),
-        (&["logs", "-f", "a"], 1),
+        (&["logs", "b"], 1),
+        (&["logs", "-f", "b"], 1),
     ] {
         let output = controller.run(words);
         assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(code), "half\n"), "{words:?}");
         let said = stderr(&output);
         assert_eq!(said.matches("its agent is gone").count(), 1, "{words:?}: {said}");
     }
-    assert!(controller.state().calls.deletes.is_empty(), "what was not shown is not removed");
+    assert!(controller.state().calls.deletes.is_empty(), "that is the controller's");
     controller.state().script.exit_code = Some(7);
     let output = controller.run(&["run", "c", "--image", "b", "--rm"]);
     assert_eq!(output.status.code(), Some(7), "the program's own failure goes before");
-    assert!(stderr(&output).contains("hint: fsb-ctl logs c shows all of it; it is not removed: fsb-ctl rm c"));
+    let output = controller.run(&["run", "d", "--image", "b", "--wait"]);
+    assert!(stderr(&output).contains("hint: fsb-ctl logs d shows all of it"));
+}
+
+#[test]
+fn a_log_whose_connection_broke_goes_on_where_it_was() {
+    let controller = Controller::start();
+    {
+        let mut state = controller.state();
+        state.script.lines = vec![line(LogStream::Stdout, "half")];
+        state.script.breaks = Some(Status::unavailable("its agent is gone"));
+        state.script.rest = Some((42, vec![line(LogStream::Stdout, "rest")]));
+        state.script.exit_code = Some(0);
+    }
+    for words in
+        [&["run", "a", "--image", "b", "--rm"][..], &["run", "c", "--image", "b", "--wait"], &["logs", "-f", "c"]]
+    {
+        controller.state().calls.logs.clear();
+        let output = controller.run(words);
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "half\nrest\n"), "{words:?}");
+        assert_eq!(stderr(&output), "", "{words:?}");
+        let again = controller.state().calls.logs.pop().unwrap();
+        assert_eq!((again.from_offset, again.instance_id.as_str()), (Some(42), "i1"), "{words:?}");
+    }
+}
+
+#[test]
+fn lines_that_were_rotated_away_unread_are_said_and_are_no_success() {
+    let controller = Controller::start();
+    {
+        let mut state = controller.state();
+        state.script.lines = vec![line(LogStream::Stdout, "rest")];
+        state.script.skipped_bytes = 17;
+        state.script.exit_code = Some(0);
+    }
+    for (words, code) in
+        [(&["run", "a", "--image", "b", "--wait"][..], 1), (&["logs", "a"], 0), (&["logs", "-f", "a", "--strict"], 1)]
+    {
+        let output = controller.run(words);
+        assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(code), "rest\n"), "{words:?}");
+        assert!(stderr(&output).contains("17 bytes"), "{words:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn rm_and_wait_ask_that_the_sandbox_waits_for_its_reader_and_rm_that_it_is_removed() {
+    let controller = Controller::start();
+    controller.state().script.exit_code = Some(0);
+    for (flags, attached, ttl) in [(&["--rm"][..], true, Some(0)), (&["--wait"], true, None), (&[], false, None)] {
+        let words: Vec<&str> = ["run", "--image", "b"].iter().chain(flags).copied().collect();
+        controller.run(&words);
+        let create = controller.state().calls.creates.pop().unwrap();
+        assert_eq!((create.attached, create.ttl_seconds_after_finished), (attached, ttl), "{flags:?}");
+    }
+    assert!(controller.state().calls.logs.iter().all(|logs| logs.attached));
 }
 
 #[test]
@@ -166,6 +220,7 @@ fn wait_works_with_a_controller_that_has_no_watch() {
     let controller = Controller::start();
     controller.state().script.exit_code = Some(3);
     controller.state().script.no_watch = true;
+    controller.state().script.removal = Duration::from_millis(500);
     assert_eq!(controller.run(&["run", "--image", "b", "--rm"]).status.code(), Some(3));
     assert!(controller.state().sandboxes.is_empty());
 }

@@ -11,6 +11,7 @@ pub mod epoll;
 pub mod handoff;
 pub mod late;
 pub mod layer;
+pub mod logfile;
 pub mod memfd;
 pub mod mount;
 pub mod oom;

@@ -181,6 +181,8 @@ pub struct Binding {
     pub cut_off: bool,
     /// The most files that its writable layer may have, for the agent to count; 0 = a file system of its own limits them.
     pub inodes: u64,
+    /// Whoever asked for it follows its output: see [`ToKeeper::Read`].
+    pub attached: bool,
     /// So many files it had when the agent killed it for having more than that; 0 = it has not.
     pub inodes_exceeded: u64,
 }
@@ -243,6 +245,10 @@ pub enum ToKeeper {
     Launched { programs: Vec<(String, i64)> },
     /// Changes the binding of a bound instance (policies, claim document). Not answered.
     Rebind { id: String, binding: Binding },
+    /// Of an instance whose creator is attached to its output: the reader has taken its log's first `taken` bytes, or is
+    /// away (`None`). What it has not taken stays in the log, and the program waits where there is no room for more. Not
+    /// answered.
+    Read { id: String, taken: Option<u64> },
     /// The instance is cleaned up: forget it. A paused one that still lives is killed. Not answered.
     Forget { id: String },
 }

@@ -53,6 +53,7 @@ pub(crate) async fn run(keeper: Rc<Keeper>) {
                 // What it sent before it died still counts: a bind may be among it.
                 drain_some(&keeper, &daemon, ALL);
                 instance::follow_all(&keeper);
+                instance::readers_gone(&keeper);
                 keeper.agent.daemon.borrow_mut().take();
                 keeper.agent.binds.borrow_mut().take();
                 daemon.link.close();
@@ -152,6 +153,7 @@ fn act(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: ToKeeper, fds: Vec<Own
                 keeper.store.write(&entry.record);
             }
         }
+        ToKeeper::Read { id, taken } => instance::read(keeper, &id, taken),
         ToKeeper::Forget { id } => instance::forget(keeper, &id),
     }
 }
@@ -163,7 +165,7 @@ fn bind(keeper: &Rc<Keeper>, id: &str, binding: Binding) -> FromKeeper {
     }
     if let Some(entry) = table.get(id) {
         keeper.store.write(&entry.record);
-        instance::bound(&entry.handles);
+        instance::bound(entry);
     }
     FromKeeper::Bound { id: id.to_owned() }
 }

@@ -136,8 +136,21 @@ fn read_started(keeper: &Rc<Keeper>, id: &str, pipe: &StartedPipe, at_ms: Option
 }
 
 /// An agent has bound it: its log should be there for readers.
-pub(crate) fn bound(handles: &Handles) {
-    handles.log.touch();
+pub(crate) fn bound(entry: &Entry<Handles>) {
+    entry.handles.log.bound(entry.record.binding.as_ref().is_some_and(|binding| binding.attached));
+    entry.handles.log.touch();
+}
+
+/// Whoever is attached to its output has taken so much of it, or is away.
+pub(crate) fn read(keeper: &Keeper, id: &str, taken: Option<u64>) {
+    if let Some(entry) = keeper.table.borrow().get(id) {
+        entry.handles.log.read(taken);
+    }
+}
+
+/// The agent that served all readers is gone.
+pub(crate) fn readers_gone(keeper: &Keeper) {
+    keeper.table.borrow().entries().for_each(|entry| entry.handles.log.read(None));
 }
 
 /// The first process of an instance was reaped. The agent's socket was drained.

@@ -1,11 +1,12 @@
 //! One reader of one log: what is there, and with `follow` what comes, no faster than it is read.
 
-use super::tail::Tail;
+use super::attached::Reading;
+use super::open::Open;
+use super::tail::{Chunk, Tail};
 use crate::Agent;
 use crate::changes::{Changes, Watch};
 use crate::error::Error;
 use crate::instance::Instance;
-use fsb_proto::fastpath::LogLine;
 use fsb_rpc::Reader;
 use nix::sys::inotify::AddWatchFlags;
 use std::io;
@@ -19,14 +20,20 @@ use tonic::Status;
 /// How often a follower looks that cannot be told.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// A log that did not grow for so long may wait for its reader.
+const SETTLED: Duration = Duration::from_millis(50);
+
 /// A reader of a log. Nothing is read before it is asked for: what waits for who does not read on is one block.
 pub(super) struct Follower {
     pub(super) agent: Arc<Agent>,
     pub(super) id: String,
+    pub(super) open: Open,
     /// Where the reading is; `None` while a thread for files has it.
     pub(super) tail: Option<Tail>,
     /// Followed until it has ended; `None`: what is there is all.
     pub(super) instance: Option<Arc<Instance>>,
+    /// The instance waits for this reader.
+    pub(super) attached: Option<Reading>,
     pub(super) growth: Growth,
     pub(super) _place: Reader,
 }
@@ -36,13 +43,16 @@ impl Follower {
     ///
     /// # Errors
     /// If the log cannot be read, or the agent ends before the log does.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<LogLine>>, Status> {
+    pub(super) async fn next(&mut self) -> Result<Option<Chunk>, Status> {
         let agent = self.agent.clone();
         tokio::select! {
             biased;
-            lines = self.lines() => {
-                lines.map_err(|error| Error::io(format!("the log of {}", self.id), &error).into())
-            }
+            chunk = self.lines() => match chunk {
+                Ok(None) if self.was_cut_off() => Err(Status::data_loss(format!(
+                    "the rest of the log of {} was removed before it was read", self.id
+                ))),
+                chunk => chunk.map_err(|error| Error::io(format!("the log of {}", self.id), &error).into()),
+            },
             () = agent.shutdown.cancelled() => {
                 let message = format!("the agent ends in the middle of the log of {}", self.id);
                 Err(Status::unavailable(message + "; hint: read it again, nothing of it is lost"))
@@ -50,20 +60,28 @@ impl Follower {
         }
     }
 
-    async fn lines(&mut self) -> io::Result<Option<Vec<LogLine>>> {
+    fn was_cut_off(&self) -> bool {
+        self.tail.as_ref().is_some_and(|tail| self.open.had_more(tail.position()))
+    }
+
+    async fn lines(&mut self) -> io::Result<Option<Chunk>> {
+        // Asked again: what was returned before is taken.
+        if let (Some(attached), Some(tail)) = (&mut self.attached, &self.tail) {
+            attached.passed(tail.position());
+        }
         loop {
             // Both before the read: what happens after them is seen in the next round.
             self.growth.seen();
             let over = self.instance.as_ref().is_none_or(|instance| instance.state().end.is_some());
             let Some(mut tail) = self.tail.take() else { return Ok(None) };
-            let (tail, lines) = blocking(&self.agent.logs.turns, move || {
-                let lines = tail.read()?;
-                Ok((tail, lines))
+            let (tail, chunk) = blocking(&self.agent.logs.turns, move || {
+                let chunk = tail.read()?;
+                Ok((tail, chunk))
             })
             .await?;
             let tail = self.tail.insert(tail);
-            if !lines.is_empty() {
-                return Ok(Some(lines));
+            if chunk.is_some() {
+                return Ok(chunk);
             }
             let Some(instance) = self.instance.as_ref().filter(|_| !over) else { return Ok(None) };
             if !self.growth.covers(tail) {
@@ -73,9 +91,21 @@ impl Follower {
             }
             tokio::select! {
                 () = self.growth.grown() => {}
+                () = settled(&mut self.attached, tail.position()) => {}
                 () = instance.until(|state| state.end.is_some().then_some(())) => {}
             }
         }
+    }
+}
+
+/// Tells how far a reader has come, when nothing has followed for a while: its sandbox may wait for that.
+async fn settled(attached: &mut Option<Reading>, place: u64) {
+    match attached {
+        Some(attached) if !attached.knows(place) => {
+            tokio::time::sleep(SETTLED).await;
+            attached.tell(place);
+        }
+        _ => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The output of sandboxes: read from the files that the keeper writes, followed as they grow.
 
+mod attached;
 mod follow;
+mod open;
 mod record;
 mod tail;
 
@@ -8,18 +10,23 @@ use crate::Agent;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::is_instance_id;
+pub(crate) use attached::tell;
+
+use attached::{Attached, Reading};
 use follow::{Follower, Growth, blocking};
+use fsb_host::logfile::{base_path, numbered};
 use fsb_host::paths::Paths;
+use fsb_proto::Invalid;
 use fsb_proto::agent::{LogFile, LogsRequest};
 use fsb_proto::fastpath::LogChunk;
 use fsb_rpc::Readers;
 use futures_util::TryFutureExt;
 use futures_util::stream::{self, Stream};
+use open::OpenLogs;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
-use tail::Tail;
+use tail::{Chunk, Start, Tail};
 use tokio::sync::Semaphore;
 use tonic::Status;
 
@@ -30,12 +37,15 @@ const READS: usize = 16;
 pub(crate) struct Logs {
     readers: Readers,
     turns: Semaphore,
+    attached: Arc<Attached>,
+    open: Arc<OpenLogs>,
 }
 
 impl Logs {
     /// Nobody reads yet.
     pub(crate) fn new() -> Self {
-        Self { readers: Readers::new("logs"), turns: Semaphore::new(READS) }
+        let (attached, open) = (Arc::default(), Arc::default());
+        Self { readers: Readers::new("logs"), turns: Semaphore::new(READS), attached, open }
     }
 }
 
@@ -63,28 +73,49 @@ impl Agent {
         if !known {
             return Err(Error::NotFound(format!("a log of {:?}", request.instance_id)));
         }
-        let lines = match request.tail_lines {
-            None => None,
-            Some(lines) => {
-                Some(u64::try_from(lines).map_err(|_| fsb_proto::Invalid::new("tail_lines", "must not be negative"))?)
-            }
-        };
+        let start = start(request)?;
         let refused = |status: Status| Error::TooMany(status.message().to_owned());
         let place = self.logs.readers.admit(&namespace).map_err(refused)?;
         let growth = Growth::new(self.changes.clone(), self.config.paths.logs().to_owned());
         let instance = instance.filter(|_| request.follow);
+        // A sandbox that was created without it waits for nobody.
+        let attached = request.attached && instance.as_ref().is_some_and(|instance| instance.state().binding.attached);
         let (agent, since_ms) = (self.clone(), request.since_ms);
+        let open = self.logs.open.read(&id);
         let opened = async move {
-            let tail = blocking(&agent.logs.turns, move || Tail::open(path, lines, since_ms)).await;
+            let tail = blocking(&agent.logs.turns, move || Tail::open(path, start, since_ms)).await;
             let tail = tail.map_err(|error| Error::io(format!("the log of {id}"), &error))?;
-            Ok(Follower { agent, id, tail: Some(tail), instance, growth, _place: place })
+            let attached = attached.then(|| Reading::begin(&agent.logs.attached, &id, tail.position()));
+            Ok(Follower { agent, id, open, tail: Some(tail), instance, attached, growth, _place: place })
         };
         let lines = |follower| {
             stream::try_unfold(follower, async |mut follower: Follower| {
-                Ok(follower.next().await?.map(|lines| (LogChunk { lines }, follower)))
+                Ok(follower.next().await?.map(|chunk| (to_wire(chunk), follower)))
             })
         };
         Ok(opened.map_ok(lines).try_flatten_stream())
+    }
+}
+
+/// Where a reader wants to begin.
+fn start(request: &LogsRequest) -> Result<Start, Invalid> {
+    let natural =
+        |name: &'static str, number| u64::try_from(number).map_err(|_| Invalid::new(name, "must not be negative"));
+    match (request.tail_lines, request.from_offset) {
+        (None, None) => Ok(Start::Oldest),
+        (Some(lines), None) => Ok(Start::Last(natural("tail_lines", lines)?)),
+        (None, Some(place)) if request.since_ms == 0 => Ok(Start::At(natural("from_offset", place)?)),
+        (_, Some(_)) => Err(Invalid::new("from_offset", "must not stand beside tail_lines or since_ms")),
+    }
+}
+
+fn to_wire(chunk: Chunk) -> LogChunk {
+    LogChunk {
+        lines: chunk.lines,
+        offset: chunk.begin as i64,
+        next_offset: chunk.end as i64,
+        skipped_bytes: chunk.skipped as i64,
+        instance_id: String::new(),
     }
 }
 
@@ -110,21 +141,20 @@ pub(crate) fn list(paths: &Paths) -> Vec<LogFile> {
 }
 
 /// Removes the log of an instance with its rotated files. What is not an instance id has none.
-pub(crate) fn remove(paths: &Paths, id: &str) {
+pub(crate) fn remove(agent: &Agent, id: &str) {
     if !is_instance_id(id) {
         return;
     }
-    let log = paths.log(id);
-    for n in 0.. {
-        let path = if n == 0 { log.clone() } else { PathBuf::from(format!("{}.{n}", log.display())) };
+    let log = agent.config.paths.log(id);
+    // Whoever reads it still is told that it breaks off.
+    agent.logs.open.removed(id, || tail::end(&log));
+    let there = (0..).map(|n| numbered(&log, n)).take_while(|path| *path == log || path.symlink_metadata().is_ok());
+    for path in there.collect::<Vec<_>>().into_iter().chain([base_path(&log)]) {
         match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound && n > 0 => break,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "a log could not be removed");
-                break;
             }
+            _ => {}
         }
     }
 }

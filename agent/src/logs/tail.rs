@@ -7,6 +7,7 @@
 
 use super::record;
 use bytes::{Buf, Bytes};
+use fsb_host::logfile::{Base, base_path, numbered};
 use fsb_proto::fastpath::LogLine;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 const BLOCK_BYTES: usize = (16 << 10) + 256;
 /// More rotated files than anybody keeps.
 const MOST_FILES: usize = 1000;
+/// How often files are opened that are rotated meanwhile.
+const TRIES: u32 = 100;
 /// Enough of a line to see whether it is complete.
 const HEAD: usize = 128;
 
@@ -26,6 +29,38 @@ struct Open {
     file: File,
     inode: (u64, u64),
     at: u64,
+    /// Where it begins in the whole log.
+    base: u64,
+    /// So much of the log between the file before it and this one was never seen.
+    skipped: u64,
+}
+
+impl Open {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+}
+
+/// Where to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// With the oldest line that is there.
+    Oldest,
+    /// With the last so many lines.
+    Last(u64),
+    /// At this place of the whole log.
+    At(u64),
+}
+
+/// Lines that were read.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Chunk {
+    pub(crate) lines: Vec<LogLine>,
+    /// The place of their first byte in the whole log, and that after their last one.
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+    /// Bytes before them that were rotated away before they were read.
+    pub(crate) skipped: u64,
 }
 
 /// A place in a log.
@@ -37,6 +72,8 @@ pub(crate) struct Tail {
     cut: bool,
     since_ns: i64,
     last_ns: i64,
+    /// What was skipped and not told yet.
+    skipped: u64,
     /// Grows with every file that is opened.
     opened: u64,
     /// As [`in_place`](Self::in_place).
@@ -44,13 +81,15 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// At the beginning of the log at `path`, or at the last `lines` lines; only lines at or after `since_ms`.
-    pub(crate) fn open(path: PathBuf, lines: Option<u64>, since_ms: i64) -> io::Result<Self> {
-        let files = generations(&path, None)?;
+    /// In the log at `path`; only lines at or after `since_ms`.
+    pub(crate) fn open(path: PathBuf, start: Start, since_ms: i64) -> io::Result<Self> {
+        let files = files(&path)?;
         let since_ns = since_ms.saturating_mul(1_000_000);
-        let mut tail = Self { path, files, cut: false, since_ns, last_ns: 0, opened: 1, in_place: false };
-        if let Some(lines) = lines {
-            tail.skip_to_last(lines)?;
+        let mut tail = Self { path, files, cut: false, since_ns, last_ns: 0, skipped: 0, opened: 1, in_place: false };
+        match start {
+            Start::Oldest => {}
+            Start::Last(lines) => tail.skip_to_last(lines)?,
+            Start::At(place) => tail.skip_to(place)?,
         }
         Ok(tail)
     }
@@ -65,17 +104,23 @@ impl Tail {
         self.in_place
     }
 
-    /// The next lines, a block at most. Empty = there are no more for now.
-    pub(crate) fn read(&mut self) -> io::Result<Vec<LogLine>> {
+    /// The place in the whole log up to which it was read.
+    pub(crate) fn position(&self) -> u64 {
+        self.files.front().map_or(0, |open| open.base + open.at)
+    }
+
+    /// The next lines, a block at most. `None` = there are no more for now.
+    pub(crate) fn read(&mut self) -> io::Result<Option<Chunk>> {
         loop {
             let Some(open) = self.files.front_mut() else {
-                self.files = generations(&self.path, None)?;
+                self.files = files(&self.path)?;
                 self.opened += 1;
                 if self.files.is_empty() {
-                    return Ok(Vec::new());
+                    return Ok(None);
                 }
                 continue;
             };
+            let begin = open.base + open.at;
             let mut block = vec![0; BLOCK_BYTES];
             let n = open.file.read_at(&mut block, open.at)?;
             block.truncate(n);
@@ -86,24 +131,25 @@ impl Tail {
                 None => 0,
             };
             open.at += whole as u64;
+            let end = begin + whole as u64;
             if whole > 0 {
                 let lines = self.take_in(Bytes::from(block).slice(..whole));
                 if !lines.is_empty() {
-                    return Ok(lines);
+                    return Ok(Some(Chunk { lines, begin, end, skipped: std::mem::take(&mut self.skipped) }));
                 }
             } else if !self.next_file()? {
                 let named = std::fs::metadata(&self.path).ok().map(|named| (named.dev(), named.ino()));
                 self.in_place = self.files.back().is_some_and(|open| Some(open.inode) == named);
-                return Ok(Vec::new());
+                let skipped = std::mem::take(&mut self.skipped);
+                return Ok((skipped > 0).then(|| Chunk { begin, end, skipped, ..Chunk::default() }));
             }
         }
     }
 
     /// At the end of a file: goes on with the next newer one. `false` = there is none.
     fn next_file(&mut self) -> io::Result<bool> {
-        let inode = self.files[0].inode;
         if self.files.len() == 1 {
-            let newer = generations(&self.path, Some(inode))?;
+            let newer = newer(&self.path, &self.files[0])?;
             if newer.is_empty() {
                 return Ok(false);
             }
@@ -113,6 +159,7 @@ impl Tail {
             return Ok(true);
         }
         self.files.pop_front();
+        self.skipped += self.files[0].skipped;
         self.cut = false;
         Ok(true)
     }
@@ -152,6 +199,18 @@ impl Tail {
         if parsed.time_ns >= self.since_ns {
             lines.push(parsed);
         }
+    }
+
+    /// Moves to a place of the whole log, or to the nearest that is there.
+    fn skip_to(&mut self, place: u64) -> io::Result<()> {
+        while self.files.len() > 1 && self.files[1].base <= place {
+            self.files.pop_front();
+        }
+        if let Some(open) = self.files.front_mut() {
+            self.skipped = open.base.saturating_sub(place);
+            open.at = place.saturating_sub(open.base).min(open.length()?);
+        }
+        Ok(())
     }
 
     /// Moves to the last `wanted` lines. The parts of a split line count as one.
@@ -213,13 +272,74 @@ fn backwards(file: &File, length: u64, mut visit: impl FnMut(u64, &[u8]) -> bool
     Ok(!head.is_empty() && visit(0, &head))
 }
 
+/// All files of a log, the oldest first.
+fn files(path: &Path) -> io::Result<VecDeque<Open>> {
+    for _ in 0..TRIES {
+        let (mut files, _) = generations(path, None)?;
+        if let Some(first) = first_base(path, &files)? {
+            place(&mut files, first)?;
+            return Ok(files);
+        }
+    }
+    Err(io::Error::other("its files are rotated faster than they can be opened"))
+}
+
+/// How many bytes a log has had in all.
+pub(super) fn end(path: &Path) -> io::Result<u64> {
+    match files(path)?.back() {
+        Some(last) => Ok(last.base + last.length()?),
+        None => Ok(0),
+    }
+}
+
 /// The files of a log that are newer than `known`, the oldest first; all of them if it is not among them any more.
-fn generations(path: &Path, known: Option<(u64, u64)>) -> io::Result<VecDeque<Open>> {
+fn newer(path: &Path, known: &Open) -> io::Result<VecDeque<Open>> {
+    let (mut files, found) = generations(path, Some(known.inode))?;
+    let end = known.base + known.length()?;
+    if found {
+        place(&mut files, end)?;
+        return Ok(files);
+    }
+    let mut files = self::files(path)?;
+    if let Some(first) = files.front_mut() {
+        first.skipped = first.base.saturating_sub(end);
+    }
+    Ok(files)
+}
+
+/// Says of each file where it begins, from where the first one does.
+fn place(files: &mut VecDeque<Open>, first: u64) -> io::Result<()> {
+    let mut base = first;
+    for open in files {
+        open.base = base;
+        // The last one grows: nothing begins at its end.
+        base += open.length()?;
+    }
+    Ok(())
+}
+
+/// Where the first of all files begins. `None`: others were written meanwhile.
+fn first_base(path: &Path, files: &VecDeque<Open>) -> io::Result<Option<u64>> {
+    let Some(base) = Base::read(path)? else {
+        // Nothing of it has gone; or this is being written for the first time.
+        return Ok((!base_path(path).exists()).then_some(0));
+    };
+    let mut before = 0;
+    for open in files {
+        if open.inode.1 == base.inode {
+            return Ok(Some(base.at.saturating_sub(before)));
+        }
+        before += open.length()?;
+    }
+    Ok(files.is_empty().then_some(0))
+}
+
+/// The files that are there, the oldest first: those that are newer than `known`, and whether that is there.
+fn generations(path: &Path, known: Option<(u64, u64)>) -> io::Result<(VecDeque<Open>, bool)> {
     let mut files: VecDeque<Open> = VecDeque::new();
     let mut missing = false;
     for n in 0..MOST_FILES {
-        let path = if n == 0 { path.to_owned() } else { PathBuf::from(format!("{}.{n}", path.display())) };
-        let file = match File::open(&path) {
+        let file = match File::open(numbered(path, n)) {
             Ok(file) => file,
             // Between two renames of a rotation one name is free for a moment: two of them are the end.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !missing => {
@@ -233,13 +353,13 @@ fn generations(path: &Path, known: Option<(u64, u64)>) -> io::Result<VecDeque<Op
         let meta = file.metadata()?;
         let inode = (meta.dev(), meta.ino());
         if known == Some(inode) {
-            break;
+            return Ok((files, true));
         }
         if files.iter().all(|open| open.inode != inode) {
-            files.push_front(Open { file, inode, at: 0 });
+            files.push_front(Open { file, inode, at: 0, base: 0, skipped: 0 });
         }
     }
-    Ok(files)
+    Ok((files, false))
 }
 
 #[cfg(test)]
@@ -278,18 +398,60 @@ mod tests {
         }
 
         fn open(&self, lines: Option<u64>) -> Tail {
-            Tail::open(self.path(), lines, 0).unwrap()
+            Tail::open(self.path(), lines.map_or(Start::Oldest, Start::Last), 0).unwrap()
         }
+    }
+
+    /// As the keeper drops the oldest file.
+    fn drop_oldest(log: &Log) {
+        let oldest = (0..).take_while(|n| numbered(&log.path(), *n).exists()).last().unwrap();
+        let path = |n| numbered(&log.path(), n);
+        let before = Base::read(&log.path()).unwrap().map_or(0, |base| base.at);
+        let at = before + path(oldest).metadata().unwrap().len();
+        let base = Base { inode: path(oldest - 1).metadata().unwrap().ino(), at };
+        std::fs::write(base_path(&log.path()), base.to_text()).unwrap();
+        std::fs::remove_file(path(oldest)).unwrap();
+    }
+
+    /// A line of `Log::write` with a text of one byte.
+    const LINE: u64 = "1970-01-01T00:00:01Z stdout F a\n".len() as u64;
+
+    #[test]
+    fn a_reader_knows_its_place_and_what_was_rotated_away_before_it_came() {
+        let mut log = Log::new();
+        log.write(&["a"]);
+        let mut tail = log.open(None);
+        let chunk = tail.read().unwrap().unwrap();
+        assert_eq!((chunk.begin, chunk.end, chunk.skipped, tail.position()), (0, LINE, 0, LINE));
+        for line in ["b", "c", "d", "e", "f"] {
+            log.rotate();
+            log.write(&[line]);
+        }
+        drop_oldest(&log);
+        let at = |place| Tail::open(log.path(), Start::At(place), 0).unwrap();
+        let first = |tail: &mut Tail| {
+            let chunk = tail.read().unwrap().unwrap();
+            (String::from_utf8(chunk.lines[0].text.to_vec()).unwrap(), chunk.begin, chunk.skipped)
+        };
+        assert_eq!(first(&mut at(0)), ("b".into(), LINE, LINE));
+        assert_eq!(first(&mut at(LINE)), ("b".into(), LINE, 0));
+        assert_eq!(first(&mut at(2 * LINE)), ("c".into(), 2 * LINE, 0));
+        drop_oldest(&log);
+        drop_oldest(&log);
+        assert_eq!(first(&mut at(2 * LINE)), ("d".into(), 3 * LINE, LINE));
+        assert_eq!(first(&mut tail), ("d".into(), 3 * LINE, 2 * LINE), "b and c, which it never saw");
+        assert_eq!(all(&mut tail), ["e", "f"]);
+        assert_eq!((tail.position(), end(&log.path()).unwrap()), (6 * LINE, 6 * LINE));
+        assert_eq!(at(99 * LINE).read().unwrap(), None, "beyond its end");
+        log.write(&["g"]);
+        assert_eq!(first(&mut tail), ("g".into(), 6 * LINE, 0));
     }
 
     fn all(tail: &mut Tail) -> Vec<String> {
         let mut texts = Vec::new();
         loop {
-            let lines = tail.read().unwrap();
-            if lines.is_empty() {
-                return texts;
-            }
-            texts.extend(lines.into_iter().map(|line| String::from_utf8_lossy(&line.text).into_owned()));
+            let Some(chunk) = tail.read().unwrap() else { return texts };
+            texts.extend(chunk.lines.into_iter().map(|line| String::from_utf8_lossy(&line.text).into_owned()));
         }
     }
 
@@ -365,7 +527,7 @@ mod tests {
     fn since_leaves_older_lines_out() {
         let mut log = Log::new();
         log.write(&["a", "b", "c"]);
-        assert_eq!(all(&mut Tail::open(log.path(), None, 2000).unwrap()), ["b", "c"]);
+        assert_eq!(all(&mut Tail::open(log.path(), Start::Oldest, 2000).unwrap()), ["b", "c"]);
     }
 
     #[test]

@@ -202,6 +202,7 @@ impl Keeper {
                     self.make(make);
                 }
                 ToKeeper::Bind { id, binding } => self.bind(id, binding),
+                ToKeeper::Read { .. } => {}
                 ToKeeper::Launched { programs } => {
                     let mut state = self.lock();
                     programs.into_iter().for_each(|(id, at_ms)| state.launched(id, at_ms));

@@ -2,6 +2,7 @@
 //! below a directory of its own, and proves at its end that nothing of it is left.
 
 mod access;
+mod attached;
 mod bad_input;
 mod crashes;
 mod doors;

@@ -85,6 +85,11 @@ impl Phase {
     pub fn alive(self) -> bool {
         matches!(self, Phase::Pending | Phase::Bound | Phase::Running)
     }
+
+    /// Succeeded, Failed or Expired: nothing more comes of it by itself.
+    pub fn finished(self) -> bool {
+        matches!(self, Phase::Succeeded | Phase::Failed | Phase::Expired)
+    }
 }
 
 impl fmt::Display for Phase {
@@ -109,6 +114,12 @@ pub struct Policy {
     pub pull: PullPolicy,
     /// The claim was written before the answer.
     pub strong: bool,
+    /// It is removed so many seconds after its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_after_finished_seconds: Option<u32>,
+    /// Whoever created it follows its output.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attached: bool,
 }
 
 impl Default for Policy {
@@ -120,6 +131,8 @@ impl Default for Policy {
             grace_seconds: DEFAULT_GRACE_SECONDS,
             pull: PullPolicy::Missing,
             strong: false,
+            ttl_after_finished_seconds: None,
+            attached: false,
         }
     }
 }
@@ -289,6 +302,11 @@ impl Claim {
     /// The pool that it runs in: always of its own namespace.
     pub fn pool_key(&self) -> PoolKey {
         PoolKey { namespace: self.key.namespace.to_string(), pool: self.spec.pool.clone() }
+    }
+
+    /// Whether it has ended and holds nothing any more.
+    pub fn finished(&self) -> bool {
+        self.status.phase.finished() && self.status.released
     }
 
     /// Whether a slot has to stay reserved for this generation: it is current and not known to be gone, or left over.

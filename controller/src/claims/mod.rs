@@ -13,7 +13,7 @@ mod tombstones;
 pub use claim::{AgentRef, Claim, Deletion, Key, Leftover, Phase, Policy, Previous, Status, new_uid};
 pub use embedded::{Embedded, Recovery};
 pub use queue::{Outcome, Queue};
-pub use table::{Change, Entry, Refused, Table, Turn};
+pub use table::{AttachedReader, Change, Entry, Refused, Table, Turn};
 pub use tombstones::Tombstones;
 
 use futures_util::future::BoxFuture;

@@ -12,6 +12,8 @@ use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
 const SHARDS: usize = 32;
+/// The longest time that a claim can be kept after its end.
+const LONGEST_TTL: Duration = Duration::from_secs(u32::MAX as u64);
 /// Changes that a watcher may lag behind before it has to start over.
 const CHANGES: usize = 4096;
 
@@ -22,6 +24,15 @@ pub struct Refused {
     pub since: Instant,
     /// The store's word and sentence.
     pub message: String,
+}
+
+/// What is known of the reader that a claim's creator is, who follows its output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttachedReader {
+    /// When it last took something.
+    pub seen: Option<Instant>,
+    /// It has had the last byte.
+    pub done: bool,
 }
 
 /// A claim and what this process knows about it.
@@ -62,6 +73,10 @@ pub struct Entry {
     pub not_before: Option<Instant>,
     /// When it expires: the claim's time of the wall clock, read once, when this process got to know it.
     pub expires: Option<Instant>,
+    /// When it ended. From the claim only where a process before this one saw the end.
+    pub finished: Option<Instant>,
+    /// Who is attached to the output of the current instance.
+    pub reader: AttachedReader,
     /// Since when its agent is lost. From the claim only where a process before this one saw the loss.
     pub lost_since: Option<Instant>,
     busy: bool,
@@ -74,6 +89,9 @@ impl Entry {
         let most = Duration::from_secs(claim.policy.recovery_seconds.into());
         Self {
             expires: claim.policy.expires(clock),
+            finished: claim.finished().then(|| clock.since(claim.status.finished_at_ms, LONGEST_TTL)),
+            // One of a process before this one is on its way back.
+            reader: AttachedReader { seen: Some(Instant::now()), done: false },
             lost_since: claim.status.agent_lost_at_ms.map(|at| clock.since(at, most)),
             claim,
             persisted,

@@ -162,6 +162,8 @@ fn validate(core: &Core, namespace: String, request: fastpath::CreateRequest) ->
         Some(seconds) => u32::try_from(seconds)
             .map_err(|_| Invalid::new("grace_period_seconds", format!("must not be negative, is {seconds}")))?,
     };
+    let ttl = request.ttl_seconds_after_finished.map(u32::try_from).transpose();
+    let ttl = ttl.map_err(|_| Invalid::new("ttl_seconds_after_finished", "must not be negative"))?;
     let policy = Policy {
         expire_at_seconds,
         failure: FailurePolicy::from_wire(request.failure_policy)?,
@@ -169,6 +171,8 @@ fn validate(core: &Core, namespace: String, request: fastpath::CreateRequest) ->
         grace_seconds,
         pull: PullPolicy::from_wire(request.pull_policy)?,
         strong,
+        ttl_after_finished_seconds: ttl,
+        attached: request.attached,
     };
     Ok(Wanted {
         namespace,

@@ -3,7 +3,7 @@
 use super::decide::{Facts, Standing, Step, Which, decide};
 use crate::agents::Agent;
 use crate::backoff;
-use crate::claims::{Claim, Entry, Key, Leftover, Phase, Turn};
+use crate::claims::{AttachedReader, Claim, Entry, Key, Leftover, Phase, Turn};
 use crate::core::Core;
 use crate::registry::Holder;
 use crate::start::{self, Failure};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Steps that one look may take before others get their turn.
 const STEPS: usize = 32;
+/// How long the removal of a sandbox waits for a reader that takes nothing.
+const READER: Duration = Duration::from_secs(10);
 /// How soon a call is tried again that found no room among the calls to its agent.
 const CROWDED: Duration = Duration::from_millis(50);
 
@@ -88,6 +90,7 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
         .collect();
     hold(core, key, &claim, current.as_ref());
     let lost_since = lost_since(core, key, &claim, current.as_ref());
+    let removal = removal(&known);
     let pushed = known.pushed.or_else(|| told(core, &claim));
     let facts = Facts {
         claim: &claim,
@@ -99,6 +102,7 @@ fn next(core: &Arc<Core>, key: &Key) -> Option<(Arc<Claim>, Step)> {
         confirmed_gone: known.purged,
         lost_since,
         expires: known.expires,
+        removal,
         now: Instant::now(),
         wall_ms: core.timing.clock.now_ms(),
         orphan_timeout: core.timing.orphan_timeout,
@@ -128,6 +132,8 @@ struct Known {
     pushed: Option<crate::claims::Policy>,
     not_before: Option<Instant>,
     expires: Option<Instant>,
+    finished: Option<Instant>,
+    reader: AttachedReader,
 }
 
 impl Known {
@@ -142,8 +148,22 @@ impl Known {
             pushed: entry.pushed.clone(),
             not_before: entry.not_before,
             expires: entry.expires,
+            finished: entry.finished,
+            reader: entry.reader,
         }
     }
+}
+
+/// When a claim that has ended is removed: when its time is over and its reader, if it has one, has all of the output or
+/// has taken nothing for long.
+fn removal(known: &Known) -> Option<Instant> {
+    let policy = &known.claim.policy;
+    let finished = known.finished?;
+    let due = finished + Duration::from_secs(policy.ttl_after_finished_seconds?.into());
+    if !policy.attached || known.reader.done {
+        return Some(due);
+    }
+    Some(due.max(known.reader.seen.map_or(finished, |seen| seen.max(finished)) + READER))
 }
 
 /// Since when the claim's agent is lost or retired, remembered for as long as it is.

@@ -92,6 +92,8 @@ pub struct Facts<'a> {
     pub lost_since: Option<Instant>,
     /// When the claim expires.
     pub expires: Option<Instant>,
+    /// When a claim that has ended is removed, if ever.
+    pub removal: Option<Instant>,
     /// All that waits, waits by this.
     pub now: Instant,
     /// The wall clock, Unix milliseconds: it is written down, and decides nothing.
@@ -149,6 +151,15 @@ pub fn decide(facts: &Facts<'_>) -> Step {
             return Step::Change(Box::new(refused(claim, why, facts.wall_ms)));
         }
         return earliest(live(facts), until);
+    }
+    // A reset that was asked for before goes first, where it is carried out.
+    let is_reset = claim.reset_due() && claim.status.phase != Phase::Expired;
+    if let Some(at) = facts.removal.filter(|_| !is_reset) {
+        if facts.now >= at {
+            let deletion = Deletion { requested_at_ms: facts.wall_ms, grace_seconds: None };
+            return change(claim, |claim| claim.deletion = Some(deletion));
+        }
+        return earliest(if claim.status.phase == Phase::Expired { expired(facts) } else { live(facts) }, at);
     }
     if claim.status.phase == Phase::Expired {
         return expired(facts);

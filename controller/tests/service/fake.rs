@@ -377,7 +377,7 @@ impl AgentService for Service {
                     text: format!("{} {number}", request.instance_id).into_bytes().into(),
                     ..Default::default()
                 };
-                if sender.send(Ok(fastpath::LogChunk { lines: vec![line] })).await.is_err() {
+                if sender.send(Ok(fastpath::LogChunk { lines: vec![line], ..Default::default() })).await.is_err() {
                     return;
                 }
             }

@@ -41,6 +41,10 @@ pub struct Script {
     pub lines: Vec<LogLine>,
     /// How its log breaks off after that.
     pub breaks: Option<Status>,
+    /// What it goes on with at this place, for a reader that comes back; a second of them breaks off no more.
+    pub rest: Option<(i64, Vec<LogLine>)>,
+    /// So many bytes were rotated away before the first line.
+    pub skipped_bytes: i64,
     /// How it ends when its log was read; `None` = it runs on.
     pub exit_code: Option<i32>,
     pub reason: String,
@@ -221,19 +225,32 @@ impl FastPathService for Service {
         self.find(&request.sandbox_id, &request.namespace)?;
         let (send, receive) = tokio::sync::mpsc::channel(4);
         let all = Arc::clone(&self.0);
-        let (lines, exit_code, breaks) = {
+        let (lines, exit_code, breaks, comes_back, first) = {
             let mut state = all.lock().unwrap();
             state.calls.logs.push(request.clone());
-            (state.script.lines.clone(), state.script.exit_code, state.script.breaks.clone())
+            let script = &state.script;
+            let (lines, breaks) = match &script.rest {
+                Some((place, rest)) if request.from_offset == Some(*place) => (rest.clone(), None),
+                _ => (script.lines.clone(), script.breaks.clone()),
+            };
+            let instance_id = if script.rest.is_some() { "i1".to_owned() } else { String::new() };
+            let next_offset = script.rest.as_ref().map_or(0, |(place, _)| *place);
+            let first =
+                LogChunk { skipped_bytes: script.skipped_bytes, instance_id, next_offset, ..Default::default() };
+            (lines, script.exit_code, breaks, script.rest.is_some(), first)
         };
         tokio::spawn(async move {
+            let _ = send.send(Ok(first.clone())).await;
             for lines in lines.chunks(1000) {
-                let _ = send.send(Ok(LogChunk { lines: lines.to_vec() })).await;
+                let next_offset = first.next_offset;
+                let _ = send.send(Ok(LogChunk { lines: lines.to_vec(), next_offset, ..Default::default() })).await;
             }
+            let broke = breaks.is_some();
             if let Some(status) = breaks {
                 let _ = send.send(Err(status)).await;
             }
-            if !request.follow {
+            // A reader that may come back is waited for.
+            if !request.follow || broke && comes_back {
                 return;
             }
             let Some(code) = exit_code else {
@@ -244,12 +261,21 @@ impl FastPathService for Service {
             drop(send);
             // The log ends a little before the phase says so.
             tokio::time::sleep(Duration::from_millis(50)).await;
-            let mut state = all.lock().unwrap();
-            let reason = state.script.reason.clone();
-            for info in state.sandboxes.iter_mut().filter(|info| info.sandbox_id == request.sandbox_id) {
-                info.phase = if code == 0 { "Succeeded" } else { "Failed" }.into();
-                info.exit_code = Some(code);
-                info.reason.clone_from(&reason);
+            let removal = {
+                let mut state = all.lock().unwrap();
+                let reason = state.script.reason.clone();
+                for info in state.sandboxes.iter_mut().filter(|info| info.sandbox_id == request.sandbox_id) {
+                    info.phase = if code == 0 { "Succeeded" } else { "Failed" }.into();
+                    info.exit_code = Some(code);
+                    info.reason.clone_from(&reason);
+                }
+                let created = state.calls.creates.last();
+                let is_removed = created.is_some_and(|create| create.ttl_seconds_after_finished == Some(0));
+                is_removed.then_some(state.script.removal)
+            };
+            if let Some(removal) = removal {
+                tokio::time::sleep(Duration::from_millis(20) + removal).await;
+                all.lock().unwrap().sandboxes.retain(|info| info.sandbox_id != request.sandbox_id);
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))

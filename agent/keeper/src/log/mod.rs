@@ -11,6 +11,7 @@
 //! | `pace`, `timer` | when |
 //! | `frame` | bytes to records (pure) |
 //! | `sink`, `disk` | records to files, rotation, a disk that refuses or is slow |
+//! | `hold` | whether a reader still needs the oldest file (pure) |
 //! | `engine`, `uring`, `epoll` | what a disk may hold up: with io_uring, or plainly where a probe finds it forbidden |
 
 mod disk;
@@ -18,6 +19,7 @@ mod drain;
 mod engine;
 mod epoll;
 mod frame;
+mod hold;
 mod pace;
 mod pipe;
 mod sink;
@@ -30,13 +32,14 @@ use drain::Drain;
 use engine::Engine;
 use epoll::Epoll;
 use frame::Stream;
+use hold::Hold;
 use sink::Sink;
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 use uring::Uring;
@@ -113,6 +116,16 @@ impl Log {
         self.0.touch();
     }
 
+    /// It has an owner, who is `attached` to it or not: see [`hold`].
+    pub(crate) fn bound(&self, attached: bool) {
+        self.0.handle().hold.bound(attached, Instant::now());
+    }
+
+    /// Whoever is attached to it has taken its first `taken` bytes; `None`: no such reader is there.
+    pub(crate) fn read(&self, taken: Option<u64>) {
+        self.0.handle().hold.read(taken, Instant::now());
+    }
+
     /// Waits until both pipes are at their end and all of it is in the file, but not longer than `patience`: then only
     /// what lies in the pipes is read, whoever still holds their other ends. On a refusing disk the rest is written
     /// when it can be, after this has returned.
@@ -120,6 +133,7 @@ impl Log {
         self.0.look();
         let handle = self.0.handle();
         if tokio::time::timeout(patience, handle.over()).await.is_err() {
+            handle.hold.end();
             self.0.cut();
             let _ = tokio::time::timeout(LAST_WORDS, handle.over()).await;
         }
@@ -196,6 +210,7 @@ struct Handle {
     /// Pipes that are not at their end.
     open: Cell<usize>,
     forgotten: Cell<bool>,
+    hold: Hold,
     over: Notify,
     forget: Notify,
 }

@@ -7,11 +7,13 @@
 use super::Handle;
 use super::engine::{Engine, MODE};
 use fsb_host::epoll::write_at;
+use fsb_host::logfile::{Base, base_path, numbered};
+use std::cell::Cell;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 /// When to begin a new file and how many to keep.
@@ -23,6 +25,8 @@ pub(crate) struct Rotation {
     pub(crate) files: usize,
 }
 
+/// More than are ever kept.
+const MOST_FILES: usize = 1 << 11;
 /// Waits between attempts to write to a disk that refuses.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
@@ -33,6 +37,9 @@ pub(crate) struct Sink<E: Engine> {
     rotation: Rotation,
     handle: Rc<Handle>,
     open: tokio::sync::Mutex<Option<Open<E>>>,
+    /// Bytes of files that have gone, and of all that was written. Changed by who is at the file.
+    gone: Cell<u64>,
+    written: Cell<u64>,
 }
 
 struct Open<E: Engine> {
@@ -50,7 +57,8 @@ impl<E: Engine> Open<E> {
 impl<E: Engine> Sink<E> {
     /// The file appears with its first byte, or with [`Sink::touch`].
     pub(crate) fn new(path: PathBuf, rotation: Rotation, handle: Rc<Handle>) -> Self {
-        Self { path, rotation, handle, open: tokio::sync::Mutex::new(None) }
+        let open = tokio::sync::Mutex::new(None);
+        Self { path, rotation, handle, open, gone: Cell::new(0), written: Cell::new(0) }
     }
 
     /// Makes the file, so that a reader finds it before there is output. Best effort: a write makes it too.
@@ -84,31 +92,69 @@ impl<E: Engine> Sink<E> {
         }
         let Ok(mut open) = self.open.try_lock() else { return false };
         if open.as_ref().is_some_and(|open| !open.has_room(batch.len(), &self.rotation)) {
+            if !self.may_rotate() {
+                return false;
+            }
             *open = None;
             *open = self.rotate_now().ok();
         }
         let Some(target) = open.as_mut() else { return false };
         let written = write_at(&target.file, batch, target.bytes) == Ok(batch.len());
         if written {
-            target.bytes += batch.len() as u64;
+            self.wrote(target, batch.len());
         }
         written
     }
 
+    fn wrote(&self, target: &mut Open<E>, bytes: usize) {
+        target.bytes += bytes as u64;
+        self.written.set(self.written.get() + bytes as u64);
+    }
+
     fn rotate_now(&self) -> io::Result<Open<E>> {
-        for step in steps(&self.path, self.rotation.files) {
-            missing_is_fine(match step {
-                Step::Remove(path) => std::fs::remove_file(path),
-                Step::Rename(from, to) => std::fs::rename(from, to),
-            })?;
+        for (from, to) in renames(&self.path) {
+            missing_is_fine(std::fs::rename(from, to))?;
         }
         let mut options = std::fs::OpenOptions::new();
-        let file = options.create_new(true).write(true).mode(MODE).open(&self.path)?;
+        options.create(true).write(true).mode(MODE);
+        let file = options.clone().create_new(true).open(&self.path)?;
+        while let Some(oldest) = self.surplus() {
+            let write_base =
+                || options.open(base_path(&self.path)).and_then(|file| file.write_all_at(oldest.base().as_bytes(), 0));
+            let written = write_base();
+            missing_is_fine(std::fs::remove_file(&oldest.path))?;
+            // There is room now.
+            written.or_else(|_| write_base())?;
+            self.gone.set(oldest.end);
+        }
         Ok(Open { file: E::adopt(file), bytes: 0 })
     }
 
-    /// Writes whole records. While the disk refuses (full, read-only, gone) it tries
-    /// again and the sandbox's own writes wait, so nothing is lost; it gives up only when the instance is forgotten.
+    /// Whether nobody needs the file that goes where another one begins.
+    fn may_rotate(&self) -> bool {
+        let hold = &self.handle.hold;
+        let oldest = numbered(&self.path, hold.files(self.rotation.files) - 1).symlink_metadata();
+        oldest.map_or(true, |oldest| {
+            let end = self.gone.get() + oldest.len();
+            hold.may_go(end, self.written.get(), self.rotation.max_bytes, Instant::now())
+        })
+    }
+
+    /// The oldest file, if there are more than are kept.
+    fn surplus(&self) -> Option<Oldest> {
+        let there = count(&self.path);
+        if there <= self.handle.hold.files(self.rotation.files) {
+            return None;
+        }
+        let path = numbered(&self.path, there - 1);
+        let next = numbered(&self.path, there - 2).symlink_metadata().ok()?.ino();
+        let end = self.gone.get() + path.symlink_metadata().ok()?.len();
+        Some(Oldest { path, next, end })
+    }
+
+    /// Writes whole records. While the disk refuses (full, read-only, gone) it tries again and the sandbox's own writes
+    /// wait, so nothing is lost, as they wait for a reader that holds the oldest file; it gives up only when the instance
+    /// is forgotten.
     pub(crate) async fn write(&self, mut batch: Vec<u8>) {
         let mut open = self.open.lock().await;
         let mut wait = FIRST_RETRY;
@@ -153,11 +199,10 @@ impl<E: Engine> Sink<E> {
             return (Err(error), batch);
         }
         let target = open.as_mut().expect("it was opened above");
-        let bytes = batch.len() as u64;
         // The offset is ours: an attempt that failed half-way is overwritten by the next one.
         let (result, batch) = E::write(&target.file, batch, target.bytes).await;
         if result.is_ok() {
-            target.bytes += bytes;
+            self.wrote(target, batch.len());
         }
         (result, batch)
     }
@@ -170,15 +215,33 @@ impl<E: Engine> Sink<E> {
         if open.as_ref().is_some_and(|open| open.has_room(bytes, &self.rotation)) {
             return Ok(());
         }
-        *open = None;
-        for step in steps(&self.path, self.rotation.files) {
-            missing_is_fine(match step {
-                Step::Remove(path) => E::remove(&path).await,
-                Step::Rename(from, to) => E::rename(&from, &to).await,
-            })?;
+        while !self.may_rotate() {
+            tokio::select! {
+                () = self.handle.hold.changed() => {}
+                () = self.handle.forgotten() => break,
+            }
         }
-        *open = Some(self.open_file().await?);
+        *open = None;
+        for (from, to) in renames(&self.path) {
+            missing_is_fine(E::rename(&from, &to).await)?;
+        }
+        let opened = self.open_file().await?;
+        while let Some(oldest) = self.surplus() {
+            let written = self.write_base(&oldest).await;
+            missing_is_fine(E::remove(&oldest.path).await)?;
+            if written.is_err() {
+                // There is room now.
+                self.write_base(&oldest).await?;
+            }
+            self.gone.set(oldest.end);
+        }
+        *open = Some(opened);
         Ok(())
+    }
+
+    async fn write_base(&self, oldest: &Oldest) -> io::Result<()> {
+        let file = E::open(&base_path(&self.path)).await?;
+        E::write(&file, oldest.base().into_bytes(), 0).await.0
     }
 
     async fn open_file(&self) -> io::Result<Open<E>> {
@@ -188,25 +251,31 @@ impl<E: Engine> Sink<E> {
     }
 }
 
-/// Part of a rotation.
-enum Step {
-    Remove(PathBuf),
-    Rename(PathBuf, PathBuf),
+/// A file that is to go.
+struct Oldest {
+    path: PathBuf,
+    /// The inode of the one after it.
+    next: u64,
+    /// Where that begins in the whole log.
+    end: u64,
 }
 
-/// `x.log.1` → `x.log.2` and so on, `x.log` → `x.log.1`; the oldest of `files` goes. Begun again after a failure it goes
-/// on where it was: what is renamed leaves a gap, which nothing is moved over.
-fn steps(path: &Path, files: usize) -> Vec<Step> {
-    let numbered = |number: usize| match number {
-        0 => path.to_owned(),
-        number => PathBuf::from(format!("{}.{number}", path.display())),
-    };
-    if files <= 1 {
-        return vec![Step::Remove(path.to_owned())];
+impl Oldest {
+    fn base(&self) -> String {
+        Base { inode: self.next, at: self.end }.to_text()
     }
-    // There may be many fewer than are kept, and each rename is a trip to the disk.
-    let there = (0..files - 1).take_while(|number| numbered(*number).symlink_metadata().is_ok()).count();
-    (0..there).rev().map(|number| Step::Rename(numbered(number), numbered(number + 1))).collect()
+}
+
+/// How many files there are, without a gap.
+fn count(path: &Path) -> usize {
+    (0..MOST_FILES).take_while(|number| numbered(path, *number).symlink_metadata().is_ok()).count()
+}
+
+/// `x.log.1` → `x.log.2` and so on, `x.log` → `x.log.1`. Begun again after a failure it goes on where it was: what is
+/// renamed leaves a gap, which nothing is moved over.
+fn renames(path: &Path) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    let path = path.to_owned();
+    (0..count(&path)).rev().map(move |number| (numbered(&path, number), numbered(&path, number + 1)))
 }
 
 fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {

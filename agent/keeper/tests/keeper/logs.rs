@@ -81,7 +81,7 @@ fn only_so_many_files_are_kept() {
         .map(|entry| entry.unwrap().file_name().to_string_lossy().replace(&writer.id, ""))
         .collect();
     names.sort();
-    assert_eq!(names, [".log", ".log.1", ".log.2"]);
+    assert_eq!(names, [".log", ".log.1", ".log.2", ".log.base"], "and where they begin in the whole");
     assert!(node.texts(&writer.id, "stdout").ends_with("line 998\nline 999\n"));
 }
 

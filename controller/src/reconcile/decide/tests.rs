@@ -58,6 +58,7 @@ fn facts<'a>(claim: &'a Claim, current: Option<Standing>, leftovers: &'a [Standi
         pushed: None,
         confirmed_gone: false,
         lost_since: None,
+        removal: None,
         expires: None,
         now: *NOW,
         wall_ms: WALL_MS,
@@ -390,4 +391,21 @@ fn look(start: Claim, standing: &Option<Standing>, allowed: &BTreeSet<(Phase, Ph
         now = *next;
     }
     panic!("no end: {start:?} with {standing:?}");
+}
+
+#[test]
+fn what_has_ended_is_removed_when_its_time_is_over_unless_a_reset_came_before() {
+    let later = *NOW + Duration::from_secs(5);
+    for phase in [Succeeded, Failed, Expired] {
+        let mut over = claim(phase, FailurePolicy::Manual);
+        over.status.released = true;
+        let at = |claim: &Claim, removal| decide(&Facts { removal, ..facts(claim, Some(Standing::Missing), &[]) });
+        assert_eq!(at(&over, None), WAIT, "{phase}");
+        assert_eq!(at(&over, Some(later)), Step::Wait { until: Some(later) }, "{phase}");
+        assert!(changed(at(&over, Some(*NOW))).deletion.is_some(), "{phase}");
+        over.reset_revision = Some("2026-01-01T00:00:00Z".into());
+        let after = changed(at(&over, Some(*NOW)));
+        // What has expired is not reset.
+        assert_eq!((after.status.phase == Pending, after.deletion.is_some()), (phase != Expired, phase == Expired));
+    }
 }
