@@ -4,21 +4,24 @@ use crate::Agent;
 use crate::instance::{Instance, Phase, State};
 use crate::{lock, now_ms};
 use fsb_proto::agent::{self, event::Event as Kind};
+use fsb_rpc::{Behind, Feed, Watcher};
 use futures_util::stream::{self, Stream};
+use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::Status;
 
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// Changes that a slow watcher may be behind; more, and it gets a new snapshot.
-const BEHIND: usize = 4096;
+/// What a watcher is told that was too far behind.
+const BEHIND: &str =
+    "the watcher did not read 4,096 events or 4 MiB and is dropped; hint: watch again, the snapshot has all";
 
 /// Where changes are told.
 pub(crate) struct Hub {
-    changes: broadcast::Sender<agent::Event>,
+    changes: Feed<agent::Event>,
     /// `None` = watched by a controller, or never watched by one; otherwise since when it is not.
     unwatched: watch::Sender<Option<Instant>>,
     controllers: std::sync::Mutex<usize>,
@@ -26,11 +29,7 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) fn new() -> Self {
-        Self {
-            changes: broadcast::Sender::new(BEHIND),
-            unwatched: watch::Sender::new(None),
-            controllers: Default::default(),
-        }
+        Self { changes: Feed::default(), unwatched: watch::Sender::new(None), controllers: Default::default() }
     }
 
     /// Sandboxes were found that a controller before this agent's time had a policy for: it is missed from now on.
@@ -51,8 +50,9 @@ impl Hub {
     }
 
     fn tell(&self, event: Kind) {
-        // Nobody there to hear it is fine.
-        let _ = self.changes.send(agent::Event { event: Some(event) });
+        let event = agent::Event { event: Some(event) };
+        let bytes = event.encoded_len();
+        self.changes.tell(event, bytes);
     }
 }
 
@@ -88,7 +88,7 @@ impl Agent {
     /// The same under the lock under which it was changed: so that the changes of one instance stay in order, and each
     /// is told once.
     pub(crate) fn publish_state(&self, state: &mut State) {
-        if self.hub.changes.receiver_count() == 0 {
+        if !self.hub.changes.is_watched() {
             // Not for nobody: building the event copies the claim.
             return;
         }
@@ -148,23 +148,28 @@ impl Agent {
         struct Watching {
             agent: Arc<Agent>,
             _controller: Option<Controller>,
-            changes: broadcast::Receiver<agent::Event>,
+            changes: Watcher<agent::Event>,
             heartbeat: Interval,
             snapshot_due: bool,
+            over: bool,
         }
         let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Listens before the snapshot is taken, so that no change falls between the two.
-        let changes = self.hub.changes.subscribe();
+        let changes = self.hub.changes.watch();
         let watching = Watching {
             agent: self.clone(),
             _controller: is_controller.then(|| Controller::new(self.clone())),
             changes,
             heartbeat,
             snapshot_due: true,
+            over: false,
         };
         stream::unfold(watching, |mut watching| async move {
             let agent = watching.agent.clone();
+            if watching.over {
+                return None;
+            }
             if watching.snapshot_due {
                 watching.snapshot_due = false;
                 let snapshot = agent::Event { event: Some(Kind::Snapshot(agent.snapshot())) };
@@ -174,13 +179,12 @@ impl Agent {
                 biased;
                 () = agent.shutdown.cancelled() => return None,
                 _ = watching.heartbeat.tick() => agent.heartbeat(),
-                change = watching.changes.recv() => match change {
+                change = watching.changes.next() => match change {
                     Ok(event) => event,
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                    Err(broadcast::error::RecvError::Lagged(missed)) => {
-                        tracing::warn!(missed, "a watcher is too slow and gets a new snapshot");
-                        watching.changes = watching.changes.resubscribe();
-                        agent::Event { event: Some(Kind::Snapshot(agent.snapshot())) }
+                    Err(Behind) => {
+                        tracing::warn!("a watcher does not read and is dropped");
+                        watching.over = true;
+                        return Some((Err(Status::resource_exhausted(BEHIND)), watching));
                     }
                 },
             };

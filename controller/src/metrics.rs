@@ -53,7 +53,7 @@ pub struct Metrics {
     /// The claim store was damaged at the start and moved aside.
     pub store_moved_aside: Counter,
     /// Watchers that lagged and were sent everything again.
-    pub watch_resyncs: Counter,
+    pub watches_dropped: Counter,
 }
 
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Metrics {
             "Starts at which the claim store was damaged",
             self.store_moved_aside.clone(),
         );
-        all.register("watch_resyncs", "Slow watchers that were sent everything again", self.watch_resyncs.clone());
+        all.register("watches_dropped", "Watchers that did not read and were dropped", self.watches_dropped.clone());
 
         let phases = Family::<ReasonLabel, Gauge>::default();
         for phase in Phase::ALL {

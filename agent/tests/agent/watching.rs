@@ -8,6 +8,7 @@ use fsb_proto::agent::{CreateRequest, InstancePhase, WatchRequest};
 use futures_util::StreamExt;
 use std::collections::HashMap;
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watcher_gets_a_snapshot_and_then_every_change_in_order() {
@@ -70,7 +71,7 @@ async fn what_changes_right_after_a_start_is_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watcher_that_is_too_slow_gets_a_new_snapshot() {
+async fn a_watcher_that_does_not_read_for_4096_events_is_dropped() {
     let node = Node::new(&[("FSB_MAKE", "cast"), ("AGENT_CAPACITY", "0")]).await;
     let mut events = Box::pin(node.agent.watch(true));
     events.next().await.unwrap().unwrap();
@@ -82,13 +83,16 @@ async fn a_watcher_that_is_too_slow_gets_a_new_snapshot() {
         });
         futures_util::future::join_all(calls).await;
     }
-    loop {
-        match events.next().await.unwrap().unwrap().event.unwrap() {
-            Event::Snapshot(snapshot) => break assert!(snapshot.instances.is_empty()),
-            Event::Heartbeat(_) => {}
-            other => panic!("what was missed cannot be told: {other:?}"),
+    let status = loop {
+        match events.next().await.unwrap() {
+            Ok(event) => assert!(matches!(event.event.unwrap(), Event::Heartbeat(_)), "what was missed cannot be told"),
+            Err(status) => break status,
         }
-    }
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(events.next().await.is_none());
+    let again = Box::pin(node.agent.watch(true)).next().await.unwrap().unwrap();
+    assert!(matches!(again.event.unwrap(), Event::Snapshot(snapshot) if snapshot.instances.is_empty()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

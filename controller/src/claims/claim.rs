@@ -353,6 +353,14 @@ impl Claim {
         }
     }
 
+    /// How many bytes of memory it takes, about.
+    pub fn weight(&self) -> usize {
+        let spec = &self.spec;
+        let words = spec.command.iter().chain(&spec.args).map(|word| word.len() + 24);
+        let pairs = spec.envs.iter().chain(&self.labels).map(|(key, value)| key.len() + value.len() + 64);
+        1024 + self.status.message.len() + words.chain(pairs).sum::<usize>()
+    }
+
     /// The claim as it is written.
     pub fn to_document(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()

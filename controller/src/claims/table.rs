@@ -3,19 +3,18 @@
 use super::{Claim, Key, Policy};
 use crate::clock::Clock;
 use crate::registry::Reservation;
+use fsb_rpc::{Feed, Watcher};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 const SHARDS: usize = 32;
 /// The longest time that a claim can be kept after its end.
 const LONGEST_TTL: Duration = Duration::from_secs(u32::MAX as u64);
-/// Changes that a watcher may lag behind before it has to start over.
-const CHANGES: usize = 4096;
 
 /// The store will never take this claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,7 +155,7 @@ impl Change {
 pub struct Table {
     shards: Vec<Mutex<HashMap<Key, Entry>>>,
     hasher: RandomState,
-    changes: broadcast::Sender<Change>,
+    changes: Feed<Change>,
 }
 
 impl Default for Table {
@@ -164,7 +163,7 @@ impl Default for Table {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            changes: broadcast::channel(CHANGES).0,
+            changes: Feed::default(),
         }
     }
 }
@@ -249,15 +248,15 @@ impl Table {
     }
 
     /// Changes from here on.
-    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
-        self.changes.subscribe()
+    pub fn watch(&self) -> Watcher<Change> {
+        self.changes.watch()
     }
 
     /// Tells watchers of a change. Called with the claim's lock held, so that changes of one claim come in order.
     pub fn tell(&self, change: Change) {
-        if self.changes.receiver_count() > 0 {
-            // Nobody left to hear it is no error.
-            let _ = self.changes.send(change);
+        if self.changes.is_watched() {
+            let bytes = change.claim().weight();
+            self.changes.tell(change, bytes);
         }
     }
 

@@ -1,12 +1,11 @@
-//! The Watch stream: what is there, then every change, and everything again for a client that was too slow.
+//! The Watch stream: what is there, then every change, until the client is too slow.
 
 use crate::claims::{Change, Claim, Key};
 use crate::core::Core;
-use fsb_proto::fastpath::{SandboxInfo, WatchEvent, watch_event::Event};
-use fsb_rpc::Reader;
-use std::collections::HashMap;
+use fsb_proto::fastpath::{WatchEvent, watch_event::Event};
+use fsb_rpc::{Behind, Reader};
+use std::collections::HashSet;
 use std::sync::Arc;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -48,53 +47,44 @@ type Events = mpsc::Sender<Result<WatchEvent, Status>>;
 /// `None` = the client is gone.
 async fn run(core: Arc<Core>, filter: Filter, events: Events) -> Option<()> {
     // Heard of from before the first look, so nothing falls between.
-    let mut changes = core.table.subscribe();
-    let mut known: HashMap<Key, Arc<str>> = HashMap::new();
-    everything(&core, &filter, &mut known, &events).await?;
+    let mut changes = core.table.watch();
+    let mut known = everything(&core, &filter, &events).await?;
     loop {
         let change = tokio::select! {
-            change = changes.recv() => change,
+            change = changes.next() => change,
             () = events.closed() => return None,
         };
         match change {
             Ok(change) if !filter.passes(change.claim()) => {}
             Ok(Change::Changed { claim, persisted }) => {
-                known.insert(claim.key.clone(), claim.uid.clone());
+                known.insert(claim.key.clone());
                 send(&events, Event::Changed(claim.to_info(persisted))).await?;
             }
             Ok(Change::Removed { claim }) => {
-                if known.remove(&claim.key).is_some() {
+                if known.remove(&claim.key) {
                     send(&events, Event::Removed(claim.to_info(false))).await?;
                 }
             }
-            Err(RecvError::Lagged(_)) => {
-                core.metrics.watch_resyncs.inc();
-                changes = core.table.subscribe();
-                everything(&core, &filter, &mut known, &events).await?;
+            Err(Behind) => {
+                core.metrics.watches_dropped.inc();
+                let status = Status::resource_exhausted(
+                    "the watcher did not read 4,096 events or 4 MiB and is dropped; hint: watch again",
+                );
+                return events.send(Err(status)).await.ok();
             }
-            Err(RecvError::Closed) => return None,
         }
     }
 }
 
-/// Everything that is there, and what the client knows and is not there any more.
-async fn everything(core: &Core, filter: &Filter, known: &mut HashMap<Key, Arc<str>>, events: &Events) -> Option<()> {
+/// Everything that is there. Returns what the client knows then.
+async fn everything(core: &Core, filter: &Filter, events: &Events) -> Option<HashSet<Key>> {
     let claims = core.table.list(|claim| filter.passes(claim));
-    let now: HashMap<Key, Arc<str>> = claims.iter().map(|(claim, _)| (claim.key.clone(), claim.uid.clone())).collect();
-    for key in known.keys().filter(|key| !now.contains_key(*key)) {
-        let removed = SandboxInfo {
-            sandbox_id: key.name.to_string(),
-            sandbox_name: key.name.to_string(),
-            namespace: key.namespace.to_string(),
-            ..Default::default()
-        };
-        send(events, Event::Removed(removed)).await?;
-    }
-    *known = now;
+    let known = claims.iter().map(|(claim, _)| claim.key.clone()).collect();
     for (claim, persisted) in claims {
         send(events, Event::Changed(claim.to_info(persisted))).await?;
     }
-    send(events, Event::Synced(true)).await
+    send(events, Event::Synced(true)).await?;
+    Some(known)
 }
 
 async fn send(events: &Events, event: Event) -> Option<()> {

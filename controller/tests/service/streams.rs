@@ -1,6 +1,6 @@
 //! Watch, Logs and the list of agents.
 
-use super::world::World;
+use super::world::{PATIENCE, World};
 use fsb_proto::fastpath::{watch_event::Event, *};
 use std::time::Duration;
 use tonic::{Code, Streaming};
@@ -53,30 +53,36 @@ async fn a_watch_of_one_name_hears_of_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watcher_that_is_too_slow_is_sent_everything_again() {
+async fn a_watcher_that_does_not_read_is_dropped_and_may_come_again() {
     let world = World::with(1, &[], |agent| agent.state().info.capacity = 0).await;
     world.create("first").await;
     let mut watch = world.client.clone().watch(WatchRequest::default()).await.unwrap().into_inner();
     let core = world.controller.as_ref().unwrap().core().clone();
-    // Fills what lies between the table and this client, who does not read.
     let claim = core.table.get(&fsb_controller::claims::Key::new("default", "first")).unwrap().0;
     let mut big = (*claim).clone();
     big.labels.insert("big".into(), "x".repeat(10_000));
     let big = std::sync::Arc::new(big);
+    // More than lies between the table and this client, and 4 MiB.
     for _ in 0..20_000 {
         core.table.tell(fsb_controller::claims::Change::Changed { claim: big.clone(), persisted: true });
     }
-    world.create("last").await;
-    let mut synced = 0;
-    let mut seen = false;
-    while synced < 2 || !seen {
-        match next(&mut watch).await {
-            Event::Synced(_) => synced += 1,
-            Event::Changed(info) => seen |= info.sandbox_id == "last",
-            Event::Removed(_) => {}
+    let mut read = 0;
+    let status = loop {
+        match tokio::time::timeout(PATIENCE, watch.message()).await.expect("it ends") {
+            Ok(event) => read += usize::from(event.is_some()),
+            Err(status) => break status,
         }
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(read < 1000, "{read} events of 10 kB");
+    assert_eq!(core.metrics.watches_dropped.get(), 1);
+    world.create("last").await;
+    let mut again = world.client.clone().watch(WatchRequest::default()).await.unwrap().into_inner();
+    let mut seen = Vec::new();
+    while let Event::Changed(info) = next(&mut again).await {
+        seen.push(info.sandbox_id);
     }
-    assert!(core.metrics.watch_resyncs.get() >= 1);
+    assert_eq!(seen, ["first", "last"]);
 }
 
 async fn lines(world: &World, request: LogsRequest) -> Result<Vec<String>, tonic::Status> {

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tonic::{Code, Status};
 
 /// Longer than anything here takes, shorter than anybody's patience.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The embedded store with faults on demand.
 pub(crate) struct Store {
