@@ -127,6 +127,8 @@ struct Spec {
     resources: Option<Limits>,
     #[serde(alias = "terminationGracePeriodSeconds")]
     grace_period_seconds: Option<i32>,
+    #[serde(alias = "ttlSecondsAfterFinished")]
+    ttl_seconds_after_finished: Option<i32>,
     user: Option<Word>,
     /// Only in the Go CLI's shape; an object has it in its metadata.
     name: Option<String>,
@@ -205,6 +207,7 @@ fn request(spec: Spec, now: SystemTime) -> Result<CreateRequest, String> {
         labels: spec.labels.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect(),
         resources: spec.resources.as_ref().map(Limits::wire).transpose()?,
         grace_period_seconds: spec.grace_period_seconds,
+        ttl_seconds_after_finished: spec.ttl_seconds_after_finished,
         user: spec.user.map(|word| word.0).unwrap_or_default(),
         ..CreateRequest::default()
     })
@@ -257,13 +260,14 @@ mod tests {
             "apiVersion: sandbox.fast.io/v1alpha1\nkind: Sandbox\n\
              metadata: {name: a, namespace: n, labels: {x: y}, uid: z}\n\
              spec:\n  image: i\n  poolRef: p\n  envs: [{name: A, value: b}, {name: E}]\n  failurePolicy: AutoRecreate\n  \
-             terminationGracePeriodSeconds: 3\n  resources: {memory: 64Mi, cpu: 500m, pids: 9, inodes: 7}\n  \
+             terminationGracePeriodSeconds: 3\n  ttlSecondsAfterFinished: 5\n  resources: {memory: 64Mi, cpu: 500m, pids: 9, inodes: 7}\n  \
              expireTime: 1970-01-01T01:00:00Z\nstatus: {phase: Running}\n",
         )
         .unwrap();
         assert_eq!((request.name.as_str(), request.namespace.as_str()), ("a", "n"));
         assert_eq!(request.envs, BTreeMap::from([("A".into(), "b".into()), ("E".into(), String::new())]));
         assert_eq!((request.failure_policy, request.grace_period_seconds), (1, Some(3)));
+        assert_eq!(request.ttl_seconds_after_finished, Some(5));
         let limits = request.resources.unwrap();
         assert_eq!((limits.memory_bytes, limits.cpu_millis, limits.pids, limits.inodes), (64 << 20, 500, 9, 7));
         assert_eq!(request.expire_time_seconds, 3600);

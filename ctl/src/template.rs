@@ -34,6 +34,8 @@ image: ""
 # recovery_timeout_seconds: 60
 # Seconds between SIGTERM and SIGKILL.
 # grace_period_seconds: 30
+# Remove it so many seconds after its end; left out: it is kept.
+# ttl_seconds_after_finished: 60
 "#;
 
 #[cfg(test)]
