@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! <own cgroup>[/FSB_CGROUP]/daemons/             keeper, spawner, agent
+//!                          /moulds/<id>/         one per mould
 //!                          /sandboxes/<id>/      one per sandbox, with its limits
 //! ```
+//!
+//! A mould has cgroups of its own because libcontainer ends every process in those of a container that it fails to make.
 //!
 //! On v1 a sandbox has a directory in each of memory, cpu and pids: those that limit it. Each further controller costs
 //! 70 µs and 40 KB per sandbox. `devices` has one directory, `policed`, for all of them, since the rules are the same. On
@@ -147,7 +150,7 @@ impl Tree {
     /// Called once, by the keeper, before it has children.
     pub fn prepare(&self) -> io::Result<()> {
         for dir in self.dirs.values().chain(&self.devices) {
-            for child in ["daemons", "sandboxes"] {
+            for child in ["daemons", "moulds", "sandboxes"] {
                 create_dir(&dir.join(child))?;
             }
         }
@@ -221,6 +224,11 @@ impl Tree {
         self.dirs.values().map(|dir| dir.join("sandboxes").join(id)).collect()
     }
 
+    /// The directories of mould `id`, in every hierarchy that libcontainer sees.
+    pub fn mould(&self, id: &str) -> Vec<PathBuf> {
+        self.dirs.values().chain(&self.devices).map(|dir| dir.join("moulds").join(id)).collect()
+    }
+
     /// Makes the directories of sandbox `id`.
     pub fn create(&self, id: &str) -> io::Result<Vec<PathBuf>> {
         let dirs = self.sandbox(id);
@@ -235,17 +243,12 @@ impl Tree {
 
     /// Names of the sandboxes that have a directory in any hierarchy.
     pub fn list(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        for dir in self.dirs.values() {
-            for entry in std::fs::read_dir(dir.join("sandboxes")).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    names.push(entry.file_name().to_string_lossy().into_owned());
-                }
-            }
-        }
-        names.sort();
-        names.dedup();
-        names
+        names(self.dirs.values().map(|dir| dir.join("sandboxes")))
+    }
+
+    /// Names of the moulds that have a directory in any hierarchy.
+    pub fn moulds(&self) -> Vec<String> {
+        names(self.dirs.values().chain(&self.devices).map(|dir| dir.join("moulds")))
     }
 
     /// For the environment of a daemon that the keeper starts (`FSB_CGROUP_TREE`).
@@ -257,6 +260,21 @@ impl Tree {
     pub fn from_json(text: &str) -> io::Result<Self> {
         serde_json::from_str(text).map_err(io::Error::other)
     }
+}
+
+/// Names of the directories in `parents`.
+fn names(parents: impl Iterator<Item = PathBuf>) -> Vec<String> {
+    let mut names = Vec::new();
+    for parent in parents {
+        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// Opens the file of each directory through which a single-threaded process joins it. A process that writes "0" moves

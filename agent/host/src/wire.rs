@@ -300,9 +300,11 @@ pub enum ToSpawner {
 pub enum FromSpawner {
     /// It serves.
     Ready,
-    /// A process that is nobody's sandbox but must not be swept: a mould. It ends with this spawner.
+    /// A process that is nobody's sandbox but must not be swept: a mould. It ends with this spawner; its cgroup
+    /// ([`crate::cgroup::Tree::mould`]) is the keeper's to remove then.
     Mould {
         pid: i32,
+        id: String,
     },
     /// Descriptors: control end, pidfd, stdout, stderr, `started`, in this order; the last three are read ends.
     Made(Made),

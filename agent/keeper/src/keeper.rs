@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow};
 use fsb_host::cgroup::Tree;
 use fsb_host::paths::Paths;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::rc::Rc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,6 +35,8 @@ pub(crate) struct Keeper {
     pub(crate) tracees: Tracees,
     pub(crate) agent: agent::Agent,
     pub(crate) spawner: spawner::Spawner,
+    /// The spawners' moulds, by process id.
+    pub(crate) moulds: RefCell<BTreeMap<i32, String>>,
     /// Told when a record has ended or gone, or an agent has connected.
     pub(crate) ended: Notify,
     pub(crate) stopping: Cell<bool>,
@@ -67,6 +70,7 @@ pub(crate) async fn run(settings: Settings, ground: Ground, logs: Logs) -> anyho
         tracees: Tracees::default(),
         agent: agent::Agent::default(),
         spawner: spawner::Spawner::default(),
+        moulds: RefCell::default(),
         ended: Notify::new(),
         stopping: Cell::new(false),
         _lock: ground.lock,

@@ -2,7 +2,7 @@
 //! go on that have made the keeper their tracer.
 
 use crate::keeper::Keeper;
-use crate::{agent, instance, spawner, tracees};
+use crate::{agent, instance, spawner, sweep, tracees};
 use fsb_host::process::{self, Child};
 use std::rc::Rc;
 use tokio::signal::unix::Signal;
@@ -46,6 +46,10 @@ fn reap(keeper: &Rc<Keeper>) -> bool {
         let Ok(exit) = process::reap(pid) else { continue };
         if keeper.table.borrow().has_pid(pid) {
             instance::died(keeper, pid, exit);
+        } else if let Some(id) = keeper.moulds.borrow_mut().remove(&pid) {
+            debug!(pid, ?exit, mould = id, "a mould has ended");
+            let keeper = keeper.clone();
+            tokio::task::spawn_local(async move { sweep::mould(&keeper, &id).await });
         } else {
             debug!(pid, ?exit, "a child without a record has ended");
         }

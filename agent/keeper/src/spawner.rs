@@ -91,6 +91,10 @@ async fn bury(keeper: &Rc<Keeper>) {
         return;
     }
     sweep::kill_strangers(keeper).await;
+    for id in keeper.tree.moulds() {
+        let keeper = keeper.clone();
+        tokio::task::spawn_local(async move { sweep::mould(&keeper, &id).await });
+    }
     let lost = std::mem::take(&mut *keeper.spawner.in_flight.borrow_mut());
     // The next spawner need not wait for it.
     for (id, pin) in lost {
@@ -186,7 +190,10 @@ fn handle(keeper: &Rc<Keeper>, daemon: &Rc<Daemon>, message: FromSpawner, fds: V
             daemon.served.set(true);
             info!(pid = daemon.pid, "spawner serves");
         }
-        FromSpawner::Mould { pid } => debug!(pid, "mould"),
+        FromSpawner::Mould { pid, id } => {
+            debug!(pid, mould = id, "mould");
+            keeper.moulds.borrow_mut().insert(pid, id);
+        }
         FromSpawner::Made(made) => {
             let pin = answered(&made.id);
             adopt(keeper, made, fds, pin);

@@ -56,40 +56,44 @@ fn strangers(keeper: &Keeper) -> Vec<i32> {
 
 /// Removes what is left of a container that was never finished.
 pub(crate) async fn leftovers(keeper: &Rc<Keeper>, id: &str) {
-    let cgroups = keeper.tree.sandbox(id);
+    cgroups(id, &keeper.tree.sandbox(id)).await;
+    for dir in [keeper.paths.layer(id), keeper.paths.runtime_state().join(id)] {
+        remove_dir(&dir);
+    }
+}
+
+/// Removes the cgroup of a mould that has ended.
+pub(crate) async fn mould(keeper: &Keeper, id: &str) {
+    cgroups(id, &keeper.tree.mould(id)).await;
+}
+
+async fn cgroups(id: &str, dirs: &[PathBuf]) {
     let end = Instant::now() + PATIENCE;
     let mut wait = FIRST_WAIT;
-    while let Err(error) = cgroup::remove(&cgroups, Duration::ZERO) {
+    while let Err(error) = cgroup::remove(dirs, Duration::ZERO) {
         if Instant::now() >= end {
-            warn!(instance = id, %error, "a cgroup cannot be removed");
+            warn!(id, %error, "a cgroup cannot be removed");
             break;
         }
         sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
-    }
-    for dir in [keeper.paths.layer(id), keeper.paths.runtime_state().join(id)] {
-        remove_dir(&dir);
     }
 }
 
 /// Removes what an earlier keeper of this agent left. Its sandboxes should have died with it; where it was no PID 1
 /// they may live.
 pub(crate) fn before_start(paths: &Paths, tree: &Tree) {
-    let ids = tree.list();
-    if !ids.is_empty() {
-        info!(sandboxes = ids.len(), "an earlier keeper left sandboxes: they are removed");
+    let all = containers(tree);
+    if !all.is_empty() {
+        info!(containers = all.len(), "an earlier keeper left sandboxes or moulds: they are removed");
     }
-    for id in &ids {
+    for (_, dirs) in &all {
         // 0 stands for a process of another pid namespace, and to kill(2) for our own process group.
-        for pid in cgroup::processes(&tree.sandbox(id)).into_iter().filter(|pid| *pid > 0) {
+        for pid in cgroup::processes(dirs).into_iter().filter(|pid| *pid > 0) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
-    for id in &ids {
-        if let Err(error) = cgroup::remove(&tree.sandbox(id), PATIENCE / 10) {
-            warn!(instance = id, %error, "a cgroup cannot be removed");
-        }
-    }
+    remove_cgroups(&all);
     store::clear(&paths.records());
     entries(&paths.runtime_state()).iter().for_each(|dir| remove_dir(dir));
     give_up(&paths.layers());
@@ -109,15 +113,26 @@ fn give_up(layers: &Path) {
     }
 }
 
-/// Removes the cgroups, layers and records of all sandboxes: they are dead, and so is the agent.
+/// Removes the cgroups of all sandboxes and moulds, layers and records: they are dead, and so is the agent.
 pub(crate) fn at_stop(paths: &Paths, tree: &Tree) {
-    for id in tree.list() {
-        if let Err(error) = cgroup::remove(&tree.sandbox(&id), PATIENCE / 10) {
-            warn!(instance = id, %error, "a cgroup cannot be removed");
-        }
-    }
+    remove_cgroups(&containers(tree));
     store::clear(&paths.records());
     entries(&paths.layers()).iter().chain(&entries(&paths.runtime_state())).for_each(|dir| remove_dir(dir));
+}
+
+/// Sandboxes and moulds with their cgroups.
+fn containers(tree: &Tree) -> Vec<(String, Vec<PathBuf>)> {
+    let sandboxes = tree.list().into_iter().map(|id| (tree.sandbox(&id), id));
+    let moulds = tree.moulds().into_iter().map(|id| (tree.mould(&id), id));
+    sandboxes.chain(moulds).map(|(dirs, id)| (id, dirs)).collect()
+}
+
+fn remove_cgroups(containers: &[(String, Vec<PathBuf>)]) {
+    for (id, dirs) in containers {
+        if let Err(error) = cgroup::remove(dirs, PATIENCE / 10) {
+            warn!(id, %error, "a cgroup cannot be removed");
+        }
+    }
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

@@ -31,7 +31,7 @@ const CAST_PLUGINS: usize = 16;
 pub trait Filler {
     /// Makes one. A cast is on its way until it says that it is parked ([`park::ready`]); what libcontainer makes is
     /// parked. On an error what there is of it is left to [`undo`](Self::undo).
-    fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure>;
+    fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32, &str)) -> Result<(Made, Ends), Failure>;
 
     /// Removes what there is of a container that failed on its way, without waiting. An error says what is left, which
     /// may go a moment later: a process that was killed half-made lets go of its cgroup some milliseconds after that.
@@ -74,7 +74,7 @@ impl Containers {
     }
 
     /// Makes the mould of most images, so that the first request finds it.
-    pub fn warm_up(&mut self, announce: &mut dyn FnMut(i32)) -> Result<()> {
+    pub fn warm_up(&mut self, announce: &mut dyn FnMut(i32, &str)) -> Result<()> {
         let key = Key { user: Default::default(), profile: Default::default(), runtime: Default::default() };
         self.moulds.get(&key, announce).map(|_| ())
     }
@@ -83,7 +83,7 @@ impl Containers {
         &mut self,
         make: &Make,
         container: &mut Container,
-        announce: &mut dyn FnMut(i32),
+        announce: &mut dyn FnMut(i32, &str),
     ) -> Result<(i32, OwnedFd)> {
         let key = Key::of(&make.recipe);
         let plugins = make
@@ -221,7 +221,7 @@ impl Pipes {
 }
 
 impl Filler for Containers {
-    fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure> {
+    fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32, &str)) -> Result<(Made, Ends), Failure> {
         let (mut container, reads) = self.prepare(make)?;
         let how = make.how.unwrap_or(if castable(&make.recipe) { How::Cast } else { How::Libcontainer });
         let made = match how {

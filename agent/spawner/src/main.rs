@@ -48,8 +48,8 @@ fn run() -> Result<()> {
     let program = memfd::sealed(c"fsb-park", &[PARK], true).context("the parked program")?;
     let etc = layer::Etc::read(&std::env::var("POD_IP").unwrap_or_default());
     let mut containers = filler::Containers::new(paths, tree, seen, etc, program, seccomp::default_filter());
-    let mut announce = |pid| {
-        let _ = serve::tell(keeper.as_fd(), &FromSpawner::Mould { pid }, &[]);
+    let mut announce = |pid, id: &str| {
+        let _ = serve::tell(keeper.as_fd(), &FromSpawner::Mould { pid, id: id.to_owned() }, &[]);
     };
     if let Err(error) = containers.warm_up(&mut announce) {
         tracing::error!("the first mould cannot be made, libcontainer alone makes containers: {error:#}");

@@ -4,7 +4,7 @@ use crate::runtime::{self, Parked};
 use crate::spec;
 use anyhow::{Context, Result};
 use fsb_files::Access;
-use fsb_host::cgroup::Tree;
+use fsb_host::cgroup::{self, Tree};
 use fsb_host::park::Mode;
 use fsb_host::wire::{Profile, Recipe, Runtime, User};
 use fsb_host::{mount, oom, profile};
@@ -12,9 +12,12 @@ use nix::mount::{MntFlags, umount2};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The most moulds at a time.
 const MOST: usize = 16;
+/// How long the cgroup of a mould that could not be made may take to be empty.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The part of a recipe that is fixed in a mould.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,14 +49,27 @@ impl Moulds {
         Self { program, seccomp, state, seen, live: Vec::new(), made: 0 }
     }
 
-    /// The mould of `key`, made now if there is none. `announce` is told the process id of a new one.
-    pub fn get(&mut self, key: &Key, announce: &mut dyn FnMut(i32)) -> Result<&Parked> {
+    /// The mould of `key`, made now if there is none. `announce` is told process id and name of a new one.
+    pub fn get(&mut self, key: &Key, announce: &mut dyn FnMut(i32, &str)) -> Result<&Parked> {
         if let Some(at) = self.live.iter().position(|(known, _)| known == key) {
             let entry = self.live.remove(at);
             self.live.push(entry);
         } else {
-            let parked = self.make(key)?;
-            announce(parked.pid);
+            self.made += 1;
+            let id = format!("mould-{}-{}", std::process::id(), self.made);
+            let parked = match self.make(&id, key) {
+                Ok(parked) => parked,
+                Err(error) => {
+                    tracing::warn!(user = ?key.user, mould = id, "not made: {error:#}");
+                    // libcontainer has ended what it had made, unless it came to nothing before.
+                    if let Err(error) = cgroup::remove(&self.seen.mould(&id), PATIENCE) {
+                        tracing::warn!(mould = id, %error, "its cgroup stays until the node stops");
+                    }
+                    return Err(error);
+                }
+            };
+            tracing::info!(user = ?key.user, mould = id, "mould");
+            announce(parked.pid, &id);
             if self.live.len() == MOST {
                 // Its control socket closes, and it ends. What it has cast goes on.
                 self.live.remove(0);
@@ -68,19 +84,16 @@ impl Moulds {
         self.live.retain(|(known, _)| known != key);
     }
 
-    fn make(&mut self, key: &Key) -> Result<Parked> {
-        self.made += 1;
-        let id = format!("mould-{}-{}", std::process::id(), self.made);
-        let root = self.state.join(&id).with_extension("root");
+    fn make(&self, id: &str, key: &Key) -> Result<Parked> {
+        let root = self.state.join(id).with_extension("root");
         fsb_files::create_dir(&root, Access::Owner)?;
         mount::attach(mount::tmpfs(1 << 20, 64)?.as_fd(), &root)?;
         let capabilities = profile::capabilities(key.profile, self.seen.polices_devices());
-        let spec = spec::mould(&root, "/daemons", &capabilities);
+        let spec = spec::mould(&root, &format!("/moulds/{id}"), &capabilities);
         let plan = spec::plan(Mode::Mould, &key.user, &capabilities, &self.seccomp);
-        let made = runtime::create(&id, &spec, &plan, None, &self.program, &self.state);
+        let made = runtime::create(id, &spec, &plan, None, &self.program, &self.state);
         umount2(&root, MntFlags::MNT_DETACH)?;
         std::fs::remove_dir(&root)?;
-        tracing::info!(user = ?key.user, mould = id, ok = made.is_ok(), "mould");
         let parked = made?;
         // Once, for all that it casts.
         oom::raise(parked.pidfd.as_fd(), parked.pid, profile::OOM_SCORE_ADJ).context("raise oom_score_adj")?;

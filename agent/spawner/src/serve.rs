@@ -120,9 +120,9 @@ fn until(end: Option<Instant>) -> PollTimeout {
 }
 
 fn begin(keeper: BorrowedFd<'_>, filler: &mut dyn Filler, make: &Make) -> Result<(Made, Ends), Failure> {
-    let mut announce = |pid| {
+    let mut announce = |pid, id: &str| {
         // If the keeper is gone, so are we, at the next message.
-        let _ = tell(keeper, &FromSpawner::Mould { pid }, &[]);
+        let _ = tell(keeper, &FromSpawner::Mould { pid, id: id.to_owned() }, &[]);
     };
     filler.fill(make, &mut announce)
 }
@@ -179,7 +179,7 @@ mod tests {
     struct Fake(Arc<Mutex<Seen>>);
 
     impl Filler for Fake {
-        fn fill(&mut self, make: &Make, _: &mut dyn FnMut(i32)) -> Result<(Made, Ends), Failure> {
+        fn fill(&mut self, make: &Make, _: &mut dyn FnMut(i32, &str)) -> Result<(Made, Ends), Failure> {
             let (ctl, inner) = socket::pair().unwrap();
             let process = Command::new("sleep").arg("60").spawn().unwrap();
             let (pid, pidfd) = (process.id() as i32, pidfd::open(process.id() as i32).unwrap());

@@ -190,6 +190,35 @@ fn a_mould_that_was_killed_is_made_again() {
 }
 
 #[test]
+fn a_mould_or_a_container_that_cannot_be_made_takes_nobody_along() {
+    let mut spawner = Spawner::start();
+    let mut paused = spawner.make(spawner.recipe(), How::Cast);
+    let mould = nix::unistd::Pid::from_raw(spawner.moulds[0]);
+    // Processes that the agent may have. libcontainer's first process joins its cgroup and starts a second one, which is
+    // one too many.
+    let pids = spawner.tree.dir("pids").unwrap().to_owned();
+    let now: u64 = std::fs::read_to_string(pids.join("pids.current")).unwrap().trim().parse().unwrap();
+    std::fs::write(pids.join("pids.max"), (now + 1).to_string()).unwrap();
+    let other = Recipe { user: User { uid: 1000, gid: 1000, groups: vec![] }, ..spawner.recipe() };
+    let Err(error) = spawner.request(other.clone(), Some(How::Cast)) else { panic!("a mould was made") };
+    assert!(error.contains("make a mould"), "{error}");
+    let Err(error) = spawner.request(other.clone(), Some(How::Libcontainer)) else { panic!("a container was made") };
+    assert!(error.contains("libcontainer"), "{error}");
+    std::fs::write(pids.join("pids.max"), "max").unwrap();
+    assert!(!fsb_host::pidfd::ended(spawner.pidfd.as_fd()), "the spawner lives");
+    nix::sys::signal::kill(mould, None).expect("the first mould lives");
+    assert_eq!((spawner.tree.moulds().len(), spawner.tree.list().len()), (1, 1), "nothing is left of them");
+    assert_eq!(paused.sh("echo still here"), "still here\n");
+    spawner.finish(paused, false);
+    for how in [How::Cast, How::Libcontainer] {
+        let mut next = spawner.make(other.clone(), how);
+        assert_eq!(next.sh("id -u"), "1000\n");
+        spawner.finish(next, false);
+    }
+    assert_eq!(spawner.moulds.len(), 2, "one for each user");
+}
+
+#[test]
 fn an_image_with_links_in_the_places_of_mounts_is_refused_and_reaches_nothing() {
     let mut spawner = Spawner::start();
     let outside = spawner.dir.path().join("outside");

@@ -126,6 +126,28 @@ fn failures_and_bad_requests_are_answered() {
 }
 
 #[test]
+fn a_moulds_cgroup_goes_with_it_or_with_its_spawner() {
+    let node = Node::start(&[]);
+    let (agent, _, _) = node.agent();
+    let mould = |_| {
+        let id = node.id();
+        agent.make(&id, "mould");
+        let pid: i32 = agent.make_failed(&id).error.parse().unwrap();
+        let cgroups = node.tree.mould(&id);
+        assert_eq!(cgroup::processes(&cgroups), [pid]);
+        (pid, cgroups)
+    };
+    let [first, second] = [0, 1].map(mould);
+    let gone = |cgroups: &[std::path::PathBuf]| cgroups.iter().all(|dir| !dir.exists());
+    kill(Pid::from_raw(first.0), Signal::SIGKILL).unwrap();
+    eventually("the cgroup of a mould that has ended is gone", || gone(&first.1));
+    assert_eq!(cgroup::processes(&second.1), [second.0]);
+    kill(Pid::from_raw(node.spawner_pid()), Signal::SIGKILL).unwrap();
+    eventually("those of a spawner that has ended are gone", || gone(&second.1));
+    assert!(node.tree.moulds().is_empty());
+}
+
+#[test]
 fn a_spawner_that_hangs_is_replaced() {
     let node = Node::start(&[]);
     let (agent, _, _) = node.agent();

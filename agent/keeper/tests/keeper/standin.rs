@@ -50,7 +50,8 @@ fn agent() {
 }
 
 /// Makes what the image's name says:
-/// `plain` a parked process, `half` one that is never finished, `dead` one that has ended, anything else an error.
+/// `plain` a parked process, `half` one that is never finished, `dead` one that has ended, `mould` a mould and an error,
+/// anything else an error.
 #[test]
 fn spawner() {
     let Some(dir) = dir() else { return };
@@ -71,12 +72,16 @@ fn spawner() {
             exit(0);
         }
         let ToSpawner::Make(make) = wire::decode(&buffer[..bytes]).unwrap();
-        if !["plain", "half", "dead"].contains(&make.recipe.image.as_str()) {
+        if !["plain", "half", "dead", "mould"].contains(&make.recipe.image.as_str()) {
             let failed = MakeFailed { id: make.id, stage: "image".into(), error: "no such stand-in".into() };
             say(&FromSpawner::MakeFailed(failed), &[]);
             continue;
         }
-        let cgroups = tree.create(&make.id).unwrap();
+        let is_mould = make.recipe.image == "mould";
+        let cgroups = if is_mould { tree.mould(&make.id) } else { tree.create(&make.id).unwrap() };
+        for dir in cgroups.iter().filter(|_| is_mould) {
+            std::fs::create_dir(dir).unwrap();
+        }
         let (ctl, ctl_inside) = socket::pair().unwrap();
         let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let (out, err, started) = (pipe(), pipe(), pipe());
@@ -93,6 +98,14 @@ fn spawner() {
         let pid: i32 = std::fs::read_to_string(dir.join(&make.id)).unwrap().parse().unwrap();
         for dir in &cgroups {
             std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        if is_mould {
+            say(&FromSpawner::Mould { pid, id: make.id.clone() }, &[]);
+            let failed = MakeFailed { id: make.id, stage: "mould".into(), error: pid.to_string() };
+            say(&FromSpawner::MakeFailed(failed), &[]);
+            // Its control socket stays open, as a spawner keeps it.
+            std::mem::forget(ctl);
+            continue;
         }
         let layer = std::env::var("FSB_STATE_DIR").unwrap();
         std::fs::create_dir_all(format!("{layer}/a/layers/{}/upper", make.id)).unwrap();

@@ -68,10 +68,14 @@ impl Spawner {
         let passing = PASSING.lock().unwrap_or_else(PoisonError::into_inner);
         let (pid, pidfd) = process::spawn(&mut command, inner.as_fd()).unwrap();
         drop(passing);
+        // Where its keeper would have started it.
+        for (_, dir) in tree.dirs() {
+            std::fs::write(dir.join("daemons/cgroup.procs"), pid.to_string()).unwrap();
+        }
         let mut spawner = Self { dir, paths, tree, image, socket, pid, pidfd, moulds: Vec::new() };
         loop {
             match spawner.receive().0 {
-                FromSpawner::Mould { pid } => spawner.moulds.push(pid),
+                FromSpawner::Mould { pid, .. } => spawner.moulds.push(pid),
                 FromSpawner::Ready => break,
                 other => panic!("{other:?}"),
             }
@@ -111,7 +115,7 @@ impl Spawner {
         socket::send(&self.socket, &encode(&ToSpawner::Make(make)).unwrap(), &[], MsgFlags::empty()).unwrap();
         loop {
             match self.receive() {
-                (FromSpawner::Mould { pid }, _) => self.moulds.push(pid),
+                (FromSpawner::Mould { pid, .. }, _) => self.moulds.push(pid),
                 (FromSpawner::MakeFailed(failed), _) => return Err(format!("{}: {}", failed.stage, failed.error)),
                 (FromSpawner::Made(made), fds) => {
                     let [ctl, pidfd, stdout, stderr, started]: [OwnedFd; 5] = fds.try_into().unwrap();
@@ -202,6 +206,9 @@ impl Drop for Spawner {
             }
             let _ = cgroup::remove(&self.tree.sandbox(&id), Duration::from_secs(2));
         }
+        for id in self.tree.moulds() {
+            let _ = cgroup::remove(&self.tree.mould(&id), Duration::from_secs(2));
+        }
         remove(&self.tree);
     }
 }
@@ -218,11 +225,11 @@ fn prepare(tree: &Tree) {
 
 fn remove(tree: &Tree) {
     for (_, dir) in tree.dirs() {
-        let dirs = [dir.join("sandboxes"), dir.join("daemons"), dir.to_owned()];
+        let dirs = ["sandboxes", "moulds", "daemons", ""].map(|name| dir.join(name));
         let _ = cgroup::remove(&dirs, Duration::from_secs(2));
     }
     if let Some(dir) = tree.devices() {
-        let dirs = ["sandboxes", "daemons", "policed", ""].map(|name| dir.join(name));
+        let dirs = ["sandboxes", "moulds", "daemons", "policed", ""].map(|name| dir.join(name));
         let _ = cgroup::remove(&dirs, Duration::from_secs(2));
     }
 }
