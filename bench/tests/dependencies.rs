@@ -21,7 +21,7 @@ const MAY: [(&str, &[&str]); 14] = [
         &["fsb-proto", "fsb-files", "fsb-host", "fsb-image", "fsb-log", "fsb-park", "fsb-telemetry", "fsb-rpc"],
     ),
     ("fsb-controller", &["fsb-proto", "fsb-files", "fsb-log", "fsb-telemetry", "fsb-rpc"]),
-    ("fsb-ctl", &["fsb-proto", "fsb-files", "fsb-log", "fsb-rpc"]),
+    ("fsb-ctl", &["fsb-proto", "fsb-files", "fsb-host", "fsb-log", "fsb-rpc"]),
     ("fsb-bench", &["fsb-proto", "fsb-host", "fsb-image", "fsb-agent", "fsb-controller", "fsb-rpc"]),
 ];
 

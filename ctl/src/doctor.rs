@@ -65,6 +65,7 @@ pub(crate) fn run(args: Args, settings: &Settings) -> Result<u8> {
     {
         report.items.push(checks::claims(&answer.unreadable_claims));
         report.items.push(checks::room(&answer.items));
+        report.items.push(checks::moulds(&local::without_moulds(&dirs)));
     }
     output::show(args.format.output, &report, |_| {
         let mut table = output::table(["CHECK", "VERDICT", "FOUND", "FIX"]);

@@ -26,6 +26,7 @@ for mount in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/pids /sys/fs/cg
 done
 mkdir -p "$FSB_STATE_DIR/$POD_NAME/layers/x" "$FSB_RUN_DIR/$POD_NAME/records"
 mount -t tmpfs none "$FSB_STATE_DIR/$POD_NAME/layers/x"
+echo '{"by":"cast"}' > "$FSB_RUN_DIR/$POD_NAME/making.json"
 echo "$POD_UID" > "$FSB_STATE_DIR/$POD_NAME/layers/$POD_UID"
 trap 'touch "$FSB_LOG_DIR/$POD_NAME.asked"; exit' TERM
 sleep 100000 &

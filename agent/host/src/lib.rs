@@ -12,6 +12,7 @@ pub mod handoff;
 pub mod late;
 pub mod layer;
 pub mod logfile;
+pub mod making;
 pub mod memfd;
 pub mod mount;
 pub mod oom;

@@ -53,6 +53,11 @@ impl Paths {
         self.run().join("records")
     }
 
+    /// What the spawner says of itself ([`crate::making::Making`]), once it has tried to make a container.
+    pub fn making(&self) -> PathBuf {
+        self.run().join("making.json")
+    }
+
     /// libcontainer's own state. Nothing in it outlives the making of a container.
     pub fn runtime_state(&self) -> PathBuf {
         self.run().join("runtime")

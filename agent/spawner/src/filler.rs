@@ -64,19 +64,33 @@ pub struct Containers {
     program: Rc<OwnedFd>,
     seccomp: Rc<Vec<u8>>,
     moulds: Moulds,
+    /// Whether moulds make what is asked for in no particular way.
+    casts: bool,
 }
 
 impl Containers {
     pub fn new(paths: Paths, tree: Tree, seen: Tree, etc: Etc, program: OwnedFd, seccomp: Vec<u8>) -> Self {
         let (program, seccomp) = (Rc::new(program), Rc::new(seccomp));
         let moulds = Moulds::new(program.clone(), seccomp.clone(), paths.runtime_state(), seen.clone());
-        Self { paths, tree, seen, etc, program, seccomp, moulds }
+        Self { paths, tree, seen, etc, program, seccomp, moulds, casts: true }
     }
 
-    /// Makes the mould of most images, so that the first request finds it.
-    pub fn warm_up(&mut self, announce: &mut dyn FnMut(i32, &str)) -> Result<()> {
-        let key = Key { user: Default::default(), profile: Default::default(), runtime: Default::default() };
-        self.moulds.get(&key, announce).map(|_| ())
+    /// From now on libcontainer makes what is asked for in no particular way.
+    pub fn without_moulds(&mut self) {
+        self.casts = false;
+    }
+
+    /// What makes this one: a mould, unless there is none or it cannot.
+    fn how(&mut self, make: &Make, announce: &mut dyn FnMut(i32, &str)) -> How {
+        match make.how {
+            Some(how) => how,
+            None if !self.casts || !castable(&make.recipe) => How::Libcontainer,
+            None => {
+                let key = Key::of(&make.recipe);
+                let is_there = !self.moulds.failed_lately(&key) && self.moulds.get(&key, announce).is_ok();
+                if is_there { How::Cast } else { How::Libcontainer }
+            }
+        }
     }
 
     fn cast(
@@ -223,7 +237,7 @@ impl Pipes {
 impl Filler for Containers {
     fn fill(&mut self, make: &Make, announce: &mut dyn FnMut(i32, &str)) -> Result<(Made, Ends), Failure> {
         let (mut container, reads) = self.prepare(make)?;
-        let how = make.how.unwrap_or(if castable(&make.recipe) { How::Cast } else { How::Libcontainer });
+        let how = self.how(make, announce);
         let made = match how {
             How::Cast if !castable(&make.recipe) => Err(anyhow::anyhow!("a cast cannot make this recipe")),
             How::Cast => self.cast(make, &mut container, announce),

@@ -10,13 +10,15 @@ mod moulds;
 mod runtime;
 mod serve;
 mod spec;
+mod trial;
 mod view;
 
 use anyhow::{Context, Result};
+use filler::Containers;
 use fsb_files::Access;
 use fsb_host::wire::FromSpawner;
-use fsb_host::{cgroup::Tree, memfd, paths::Paths, seccomp};
-use std::os::fd::AsFd;
+use fsb_host::{cgroup::Tree, making::Making, memfd, paths::Paths, seccomp};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -31,11 +33,27 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let keeper = fsb_host::process::keeper_socket()?;
+    let paths = Paths::from_env();
+    let begun = begin(keeper.as_fd(), paths.clone());
+    let making = match &begun {
+        Ok((_, making)) => making.clone(),
+        Err(error) => Making::Nothing { why: format!("{error:#}") },
+    };
+    // Read while it is written it would be nobody's word.
+    let next = paths.making().with_extension("next");
+    fsb_files::write(&next, making.to_json(), Access::Owner).context("say what makes containers")?;
+    std::fs::rename(&next, paths.making()).context("say what makes containers")?;
+    let (mut containers, _) = begun?;
+    serve::tell(keeper.as_fd(), &FromSpawner::Ready, &[])?;
+    serve::serve(keeper.as_fd(), &mut containers)
+}
+
+/// Everything up to a first container.
+fn begin(keeper: BorrowedFd<'_>, paths: Paths) -> Result<(Containers, Making)> {
     // Moulds and paused containers inherit it. The keeper takes it from a container that has started.
     if let Err(error) = fsb_host::sched::short_slice() {
         tracing::warn!(%error, "containers are made and started with the usual slice");
     }
-    let paths = Paths::from_env();
     let tree =
         std::env::var("FSB_CGROUP_TREE").context("FSB_CGROUP_TREE is not set: the keeper starts this program")?;
     let tree = Tree::from_json(&tree)?;
@@ -47,13 +65,15 @@ fn run() -> Result<()> {
     let seen = view::enter(&tree, &scratch).context("a private view of the mounts")?;
     let program = memfd::sealed(c"fsb-park", &[PARK], true).context("the parked program")?;
     let etc = layer::Etc::read(&std::env::var("POD_IP").unwrap_or_default());
-    let mut containers = filler::Containers::new(paths, tree, seen, etc, program, seccomp::default_filter());
+    let state = paths.runtime_state();
+    let mut containers = Containers::new(paths, tree, seen, etc, program, seccomp::default_filter());
     let mut announce = |pid, id: &str| {
-        let _ = serve::tell(keeper.as_fd(), &FromSpawner::Mould { pid, id: id.to_owned() }, &[]);
+        let _ = serve::tell(keeper, &FromSpawner::Mould { pid, id: id.to_owned() }, &[]);
     };
-    if let Err(error) = containers.warm_up(&mut announce) {
-        tracing::error!("the first mould cannot be made, libcontainer alone makes containers: {error:#}");
+    let making = trial::make_one(&mut containers, &state, &mut announce)?;
+    if let Making::Libcontainer { why } = &making {
+        tracing::error!("no mould, libcontainer alone makes containers: {why}");
+        containers.without_moulds();
     }
-    serve::tell(keeper.as_fd(), &FromSpawner::Ready, &[])?;
-    serve::serve(keeper.as_fd(), &mut containers)
+    Ok((containers, making))
 }

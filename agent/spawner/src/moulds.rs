@@ -12,10 +12,12 @@ use nix::mount::{MntFlags, umount2};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The most moulds at a time.
 const MOST: usize = 16;
+/// After a failure a mould is not tried again for so long: each try takes as long as a container.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
 /// How long the cgroup of a mould that could not be made may take to be empty.
 const PATIENCE: Duration = Duration::from_millis(500);
 
@@ -41,12 +43,14 @@ pub struct Moulds {
     seen: Tree,
     /// The most recently used last.
     live: Vec<(Key, Parked)>,
+    /// Those that could not be made lately.
+    failed: Vec<(Key, Instant)>,
     made: u64,
 }
 
 impl Moulds {
     pub fn new(program: Rc<OwnedFd>, seccomp: Rc<Vec<u8>>, state: PathBuf, seen: Tree) -> Self {
-        Self { program, seccomp, state, seen, live: Vec::new(), made: 0 }
+        Self { program, seccomp, state, seen, live: Vec::new(), failed: Vec::new(), made: 0 }
     }
 
     /// The mould of `key`, made now if there is none. `announce` is told process id and name of a new one.
@@ -65,6 +69,8 @@ impl Moulds {
                     if let Err(error) = cgroup::remove(&self.seen.mould(&id), PATIENCE) {
                         tracing::warn!(mould = id, %error, "its cgroup stays until the node stops");
                     }
+                    self.failed.retain(|(_, at)| at.elapsed() < TRY_AGAIN);
+                    self.failed.push((key.clone(), Instant::now()));
                     return Err(error);
                 }
             };
@@ -77,6 +83,11 @@ impl Moulds {
             self.live.push((key.clone(), parked));
         }
         Ok(&self.live[self.live.len() - 1].1)
+    }
+
+    /// Whether this one could not be made, and is not to be tried again yet by who has another way.
+    pub fn failed_lately(&self, key: &Key) -> bool {
+        self.failed.iter().any(|(failed, at)| failed == key && at.elapsed() < TRY_AGAIN)
     }
 
     /// Forgets a mould that has failed, so that the next use makes a new one.

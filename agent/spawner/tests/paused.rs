@@ -197,14 +197,21 @@ fn a_mould_or_a_container_that_cannot_be_made_takes_nobody_along() {
     // Processes that the agent may have. libcontainer's first process joins its cgroup and starts a second one, which is
     // one too many.
     let pids = spawner.tree.dir("pids").unwrap().to_owned();
-    let now: u64 = std::fs::read_to_string(pids.join("pids.current")).unwrap().trim().parse().unwrap();
-    std::fs::write(pids.join("pids.max"), (now + 1).to_string()).unwrap();
+    let limit = || {
+        let now: u64 = std::fs::read_to_string(pids.join("pids.current")).unwrap().trim().parse().unwrap();
+        std::fs::write(pids.join("pids.max"), (now + 1).to_string()).unwrap();
+    };
+    limit();
     let other = Recipe { user: User { uid: 1000, gid: 1000, groups: vec![] }, ..spawner.recipe() };
     let Err(error) = spawner.request(other.clone(), Some(How::Cast)) else { panic!("a mould was made") };
     assert!(error.contains("make a mould"), "{error}");
+    limit();
     let Err(error) = spawner.request(other.clone(), Some(How::Libcontainer)) else { panic!("a container was made") };
     assert!(error.contains("libcontainer"), "{error}");
     std::fs::write(pids.join("pids.max"), "max").unwrap();
+    let instead = spawner.request(other.clone(), None).unwrap();
+    assert_eq!(instead.made.how, How::Libcontainer, "a mould that failed is not tried for every container");
+    spawner.finish(instead, true);
     assert!(!fsb_host::pidfd::ended(spawner.pidfd.as_fd()), "the spawner lives");
     nix::sys::signal::kill(mould, None).expect("the first mould lives");
     assert_eq!((spawner.tree.moulds().len(), spawner.tree.list().len()), (1, 1), "nothing is left of them");

@@ -285,6 +285,16 @@ pub(super) fn room(agents: &[AgentSummary]) -> Finding {
     Finding::warning("room", without.join("; "), fix)
 }
 
+/// Whether moulds make the containers of every agent.
+pub(super) fn moulds(without: &[(String, String)]) -> Finding {
+    if without.is_empty() {
+        return Finding::ok("moulds", "containers are cast");
+    }
+    let found: Vec<String> = without.iter().map(|(agent, why)| format!("{agent}: {why}")).collect();
+    let fix = "mend what it says; until then libcontainer makes each container, and what is not in stock starts slowly";
+    Finding::warning("moulds", found.join("; "), fix)
+}
+
 /// The path itself, or the nearest directory above that is there.
 fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/")).to_owned()
@@ -341,6 +351,14 @@ mod tests {
         assert_eq!(verdict(room(&[agent("a", "")])), Ok);
         let bad = room(&[agent("a", ""), agent("b", "the disk is full; the largest writers here: default/writer")]);
         assert!(bad.found.starts_with("b: ") && bad.found.contains("default/writer"), "{bad:?}");
+        assert_eq!(verdict(bad), Warning);
+    }
+
+    #[test]
+    fn agents_without_moulds_are_named_with_the_reason() {
+        assert_eq!(verdict(moulds(&[])), Ok);
+        let bad = moulds(&[("a".into(), "too many processes".into())]);
+        assert!(bad.found.contains("a: too many processes"), "{bad:?}");
         assert_eq!(verdict(bad), Warning);
     }
 

@@ -4,6 +4,8 @@ use crate::config::DEFAULT_RUN_DIR;
 use crate::error::{Context, Result};
 use crate::tokens;
 use fsb_files::Access;
+use fsb_host::making::Making;
+use fsb_host::paths::Paths;
 use std::path::{Path, PathBuf};
 
 /// Begins the names of every node's links.
@@ -75,6 +77,12 @@ impl Dirs {
 
     pub(crate) fn agent_socket(&self, agent: &str) -> PathBuf {
         self.run.join(format!("{agent}.sock"))
+    }
+
+    /// What an agent's spawner says of itself.
+    pub(crate) fn making(&self, agent: &str) -> Option<Making> {
+        let path = Paths::new(&self.run, &self.state, &self.log, agent).making();
+        Making::from_json(&std::fs::read_to_string(path).ok()?)
     }
 
     /// The file on which an agent's network namespace is pinned.

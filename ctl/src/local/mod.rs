@@ -108,6 +108,13 @@ pub(crate) fn lives(dirs: &Dirs) -> bool {
     is_served(dirs) || record::Node::read(dirs).is_some_and(|node| node.lives())
 }
 
+/// Agents of the node whose containers libcontainer makes, and why no mould does.
+pub(crate) fn without_moulds(dirs: &Dirs) -> Vec<(String, String)> {
+    let node = record::Node::read(dirs);
+    let agents = node.iter().flat_map(|node| node.without_moulds(dirs));
+    agents.map(|(agent, why)| (agent.to_owned(), why)).collect()
+}
+
 /// Whether the node has a supervisor.
 pub(crate) fn is_served(dirs: &Dirs) -> bool {
     lock::holder(&dirs.lock()).is_some()

@@ -6,6 +6,7 @@ use super::subnets::Subnet;
 use super::tcp::Tcp;
 use crate::error::{Context, Result};
 use fsb_files::Access;
+use fsb_host::making::Making;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -100,6 +101,16 @@ impl Node {
     /// Where the Fast-Path is served over TCP.
     pub(crate) fn over_tcp(&self) -> Option<(&Tcp, &str)> {
         self.tcp.as_ref().zip(self.addresses.fastpath.as_deref())
+    }
+
+    /// Agents whose containers libcontainer makes, and why no mould does.
+    pub(crate) fn without_moulds(&self, dirs: &Dirs) -> Vec<(&str, String)> {
+        let agents = self.agents.iter().map(|agent| agent.name.as_str());
+        let why = |agent: &str| match dirs.making(agent) {
+            Some(Making::Libcontainer { why } | Making::Nothing { why }) => Some(why),
+            _ => None,
+        };
+        agents.filter_map(|agent| Some((agent, why(agent)?))).collect()
     }
 
     /// The address of an agent's sandboxes.

@@ -68,6 +68,8 @@ struct AgentView {
     version: String,
     /// Why it makes no new containers; empty if it does.
     no_room: String,
+    /// Why libcontainer makes its containers; empty if moulds do.
+    no_moulds: String,
 }
 
 impl From<AgentSummary> for AgentView {
@@ -85,6 +87,7 @@ impl From<AgentSummary> for AgentView {
             images: agent.images,
             version: agent.version,
             no_room: agent.no_room,
+            no_moulds: String::new(),
         }
     }
 }
@@ -126,6 +129,9 @@ pub(crate) fn run(dirs: &Dirs, settings: &Settings, format: FormatArg) -> Result
             if !agent.no_room.is_empty() {
                 rows.push((String::new(), format!("no new containers: {}", agent.no_room)));
             }
+            if !agent.no_moulds.is_empty() {
+                rows.push((String::new(), format!("no moulds, slow starts: {}", agent.no_moulds)));
+            }
         }
         if let Some(tcp) = &status.tcp {
             rows.push(("tcp".into(), format!("{}, {}", tcp.address, tcp.auth.open_to(dirs))));
@@ -161,10 +167,14 @@ fn look(dirs: &Dirs, settings: &Settings) -> Result<Status> {
         processes.push(view(format!("keeper {}", agent.name), keeper));
         sockets.push(place(&dirs.agent_socket(&agent.name)));
     }
-    let (agents, controller_error) = match client::runtime()?.block_on(up::agents(dirs, settings)) {
+    let (mut agents, controller_error) = match client::runtime()?.block_on(up::agents(dirs, settings)) {
         Ok(agents) => (agents.into_iter().map(AgentView::from).collect(), None),
         Err(why) => (Vec::new(), Some(why)),
     };
+    for (name, why) in node.iter().flat_map(|node| node.without_moulds(dirs)) {
+        let agent: Option<&mut AgentView> = agents.iter_mut().find(|agent: &&mut AgentView| agent.name == name);
+        agent.into_iter().for_each(|agent| agent.no_moulds = why.clone());
+    }
     let healthy = |name: &str| agents.iter().any(|agent: &AgentView| agent.name == name && agent.healthy);
     let all_healthy = node.as_ref().is_some_and(|node| node.agents.iter().all(|agent| healthy(&agent.name)));
     let firewall = nix::unistd::geteuid().is_root() && firewall::is_in_force(dirs);

@@ -1,4 +1,4 @@
-//! `local up`: starts the supervisor and waits until every agent is ready.
+//! `local up`: starts the supervisor and waits until every agent is ready and has made a first container.
 
 use super::agents::Flags;
 use super::dirs::Dirs;
@@ -7,8 +7,9 @@ use super::{down, lock, program};
 use crate::client;
 use crate::config::{Endpoint, Settings};
 use crate::error::{Context, Failure, Result};
-use crate::local::record::Node;
+use crate::local::record::{Agent, Keeper, Node};
 use crate::{doctor, output, tokens};
+use fsb_host::making::Making;
 use fsb_proto::fastpath::fast_path_service_client::FastPathServiceClient;
 use fsb_proto::fastpath::{AgentSummary, ListAgentsRequest, ListAgentsResponse};
 use std::fs::File;
@@ -91,7 +92,8 @@ fn start(flags: &Flags, dirs: &Dirs, log: File) -> Result<Child> {
     command.spawn().context(|| "cannot start the supervisor".into())
 }
 
-/// Waits until the controller knows every agent as healthy. The error says what is missing.
+/// Waits until the controller knows every agent as healthy and each has made a first container. The error says what is
+/// missing.
 fn ready(dirs: &Dirs, settings: &Settings, supervisor: Option<&mut Child>) -> std::result::Result<Node, String> {
     let runtime = client::runtime().map_err(|failure| failure.to_string())?;
     runtime.block_on(wait(dirs, settings, supervisor))
@@ -119,9 +121,10 @@ async fn wait(
                 "the supervisor has not begun".to_owned()
             }
             None => "the supervisor has not written down its plan".to_owned(),
+            Some(node) if let Some(why) = barren(&node, dirs) => return Err(why),
             Some(node) => match agents(dirs, settings).await {
                 Err(why) => format!("the controller does not answer: {why}"),
-                Ok(known) => match unhealthy(&node, &known) {
+                Ok(known) => match unready(&node, &known, |agent| dirs.making(agent).is_some()) {
                     names if names.is_empty() => return Ok(node),
                     names => format!("not ready: {}", names.join(", ")),
                 },
@@ -154,11 +157,21 @@ pub(crate) async fn ask(dirs: &Dirs, settings: &Settings) -> std::result::Result
     tokio::time::timeout(ASK, ask).await.unwrap_or_else(|_| Err("no answer in time".into()))
 }
 
-fn unhealthy(node: &Node, known: &[AgentSummary]) -> Vec<String> {
+/// Why an agent can make no container at all.
+fn barren(node: &Node, dirs: &Dirs) -> Option<String> {
+    // What a dead one has left is not said of this one.
+    let lives = |agent: &&Agent| node.keepers.get(&agent.name).is_some_and(Keeper::alive);
+    node.agents.iter().filter(lives).find_map(|agent| match dirs.making(&agent.name)? {
+        Making::Nothing { why } => Some(format!("{} can make no container: {why}", agent.name)),
+        Making::Cast | Making::Libcontainer { .. } => None,
+    })
+}
+
+fn unready(node: &Node, known: &[AgentSummary], has_made: impl Fn(&str) -> bool) -> Vec<String> {
     let healthy = |name: &str, namespace: &str| {
         known.iter().any(|agent| agent.healthy && agent.name == name && agent.namespace == namespace)
     };
-    let missing = node.agents.iter().filter(|agent| !healthy(&agent.name, &agent.namespace));
+    let missing = node.agents.iter().filter(|agent| !healthy(&agent.name, &agent.namespace) || !has_made(&agent.name));
     missing.map(|agent| agent.name.clone()).collect()
 }
 
@@ -189,6 +202,9 @@ fn welcome(dirs: &Dirs, node: &Node) -> Result<()> {
     if dirs.root.is_some() {
         output::line(&format!("use it:     export FSB_ENDPOINT=unix:{}", dirs.controller_socket().display()))?;
     }
+    for (agent, why) in node.without_moulds(dirs) {
+        output::warning(&format!("{agent} has no moulds, so that what is not in stock starts slowly: {why}"));
+    }
     output::line(&format!("stop it:    fsb-ctl local down{}", dirs.flag()))?;
     output::line("Sandboxes of one agent share its network and trust each other on it.")
 }
@@ -196,10 +212,10 @@ fn welcome(dirs: &Dirs, node: &Node) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::record::{Addresses, Agent};
+    use crate::local::record::Addresses;
 
     #[test]
-    fn a_node_is_ready_when_each_of_its_own_agents_is_healthy() {
+    fn a_node_is_ready_when_each_of_its_own_agents_is_healthy_and_has_made_a_container() {
         let agent =
             |name: &str| Agent { name: name.into(), pool: "p".into(), namespace: "n".into(), capacity: 1, octet: 1 };
         let text = String::new;
@@ -221,8 +237,11 @@ mod tests {
             healthy,
             ..AgentSummary::default()
         };
-        assert_eq!(unhealthy(&node, &[known("a", "n", true), known("b", "other", true)]), ["b"]);
-        assert_eq!(unhealthy(&node, &[known("a", "n", false), known("b", "n", true)]), ["a"]);
-        assert!(unhealthy(&node, &[known("b", "n", true), known("a", "n", true)]).is_empty());
+        let all_have_made = |known: &[AgentSummary]| unready(&node, known, |_| true);
+        assert_eq!(all_have_made(&[known("a", "n", true), known("b", "other", true)]), ["b"]);
+        assert_eq!(all_have_made(&[known("a", "n", false), known("b", "n", true)]), ["a"]);
+        let both = [known("b", "n", true), known("a", "n", true)];
+        assert!(all_have_made(&both).is_empty());
+        assert_eq!(unready(&node, &both, |agent| agent == "b"), ["a"], "it has made no container yet");
     }
 }
