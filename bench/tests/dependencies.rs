@@ -114,13 +114,14 @@ fn sources(dir: &std::path::Path, text: &mut String) {
 
 /// Who makes directories that are not the node's own: those that containers see, cgroups, and mount points in a private
 /// view.
-const MAKES_DIRECTORIES: [&str; 6] = [
+const MAKES_DIRECTORIES: [&str; 7] = [
     "files/src/lib.rs",
     "agent/host/src/cgroup.rs",
     "agent/host/src/mount.rs",
     "agent/image/src/layer.rs",
     "agent/spawner/src/layer.rs",
     "agent/spawner/src/view.rs",
+    "ctl/src/local/cgroups.rs",
 ];
 
 /// Sources of the programs that make a directory by themselves.

@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::local::dirs::Dirs;
+use crate::local::place::Place;
 use crate::local::{self, program};
 use fsb_proto::fastpath::AgentSummary;
 use nix::sys::resource::{Resource, getrlimit};
@@ -26,6 +27,7 @@ pub(crate) fn all(dirs: &Dirs) -> Vec<Finding> {
         &read("/proc/self/mountinfo"),
         &read("/sys/fs/cgroup/cgroup.controllers"),
     ));
+    findings.push(place(dirs));
     findings.extend(programs_found());
     findings.push(firewall(&program::run("nft", ["list", "chains"]).unwrap_or_default()));
     findings.push(namespaces());
@@ -107,6 +109,13 @@ fn cgroups(proc: &str, mountinfo: &str, v2: &str) -> Finding {
             return Finding::missing("cgroups", "nothing is mounted", "mount -t cgroup2 none /sys/fs/cgroup");
         }
     };
+    if let Some(point) = read_only_cgroups(mountinfo) {
+        return Finding::missing(
+            "cgroups",
+            format!("{kind}: {point} is mounted read-only"),
+            "of a unit: ProtectControlGroups=no; of a container: start it with --privileged",
+        );
+    }
     let available = |name: &str| {
         let mounted = v1.iter().any(|mount| mount.split([' ', ',']).any(|word| word == name));
         mounted || v2.split_whitespace().any(|word| word == name)
@@ -121,6 +130,31 @@ fn cgroups(proc: &str, mountinfo: &str, v2: &str) -> Finding {
         None => "mount these controllers, or boot a kernel that has them".into(),
     };
     Finding::missing("cgroups", format!("{kind}, without {}", missing.join(", ")), fix)
+}
+
+/// Where a hierarchy is mounted that nothing can be made in.
+fn read_only_cgroups(mountinfo: &str) -> Option<&str> {
+    mountinfo.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let before: Vec<&str> = before.split(' ').collect();
+        let is_cgroup = after.starts_with("cgroup ") || after.starts_with("cgroup2 ");
+        let is_read_only = |options: &str| options.split(',').any(|option| option == "ro");
+        let read_only = is_read_only(before.get(5)?) || is_read_only(after.split(' ').nth(2)?);
+        (is_cgroup && read_only).then(|| before[4])
+    })
+}
+
+/// Where the node's cgroups would lie.
+fn place(dirs: &Dirs) -> Finding {
+    if local::lives(dirs) {
+        return Finding::ok("place", "that of the local node, which is up");
+    }
+    match Place::find() {
+        Ok(Place::Own) => Finding::ok("place", "below the cgroups that it is started from"),
+        Ok(Place::Root(_)) => Finding::ok("place", "at the root of cgroup v2"),
+        Ok(Place::Inside(dir)) => Finding::ok("place", format!("inside {}", dir.display())),
+        Err(failure) => Finding::missing("place", failure.what, failure.hint.unwrap_or_default()),
+    }
 }
 
 fn programs_found() -> Vec<Finding> {
@@ -367,6 +401,17 @@ mod tests {
         assert_eq!(verdict(oom_scores("CapEff:\t000001ffffffffff\n")), Ok);
         assert_eq!(verdict(oom_scores("CapInh:\t0000000001000000\nCapEff:\t000001fffeffffff\n")), Warning);
         assert_eq!(verdict(oom_scores("")), Warning);
+    }
+
+    #[test]
+    fn a_read_only_hierarchy_is_named_with_what_makes_it_so() {
+        let mount =
+            |options: &str| format!("1 2 0:1 / /sys/fs/cgroup {options},nosuid - cgroup2 cgroup2 rw,nsdelegate\n");
+        assert_eq!(verdict(cgroups("", &mount("rw"), "memory cpu pids")), Ok);
+        let bad = cgroups("", &mount("ro"), "memory cpu pids");
+        assert!(bad.found.contains("/sys/fs/cgroup is mounted read-only"), "{bad:?}");
+        assert!(bad.fix.contains("ProtectControlGroups=no"), "{bad:?}");
+        assert_eq!(verdict(bad), Missing);
     }
 
     #[test]

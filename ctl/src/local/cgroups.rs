@@ -1,8 +1,9 @@
 //! The cgroups of a node, on every hierarchy that this machine has.
 
-use crate::error::{Failure, Result};
+use crate::error::{Context, Failure, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,12 +46,20 @@ fn directories(cgroup: &str, mountinfo: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Moves this process to the root of a machine that has nothing but cgroup v2: below any other cgroup that holds
-/// processes no controller can be given to children (cgroups(7), "no internal processes").
-pub(crate) fn leave_session() {
-    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    if text.lines().count() == 1 && text.starts_with("0::/") && text.trim() != "0::/" {
-        let _ = std::fs::write("/sys/fs/cgroup/cgroup.procs", "0");
+/// Where cgroup v2 is mounted, the topmost mount if there are several.
+pub(crate) fn mount_point_of_v2(mountinfo: &str) -> Option<PathBuf> {
+    let mounts = mountinfo.lines().filter_map(|line| line.split_once(" - "));
+    let mut v2 = mounts.filter(|(_, after)| after.starts_with("cgroup2 "));
+    v2.next_back()?.0.split(' ').nth(4).map(PathBuf::from)
+}
+
+/// Makes a cgroup, unless it is there.
+pub(crate) fn make(dir: &Path) -> Result<()> {
+    match std::fs::create_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(error).context(|| format!("cannot make the cgroup {}", dir.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -77,7 +86,7 @@ pub(crate) fn remove(parents: &[PathBuf], name: &str) -> Result<()> {
 /// One try: the innermost first.
 fn end(directory: &Path) -> std::io::Result<()> {
     let children = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
     let _ = write_if_there(&directory.join("cgroup.kill"), "1");
@@ -92,7 +101,7 @@ fn end(directory: &Path) -> std::io::Result<()> {
         failed = end(&child.path()).err().or(failed);
     }
     match std::fs::remove_dir(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed.unwrap_or(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed.unwrap_or(error)),
         _ => Ok(()),
     }
 }

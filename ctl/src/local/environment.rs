@@ -68,7 +68,7 @@ pub(crate) fn of_keeper(dirs: &Dirs, node: &Node, agent: &Agent) -> BTreeMap<OsS
         ("FSB_RUN_DIR", dirs.run.clone().into()),
         ("FSB_STATE_DIR", dirs.state.clone().into()),
         ("FSB_LOG_DIR", dirs.log.clone().into()),
-        ("FSB_CGROUP", dirs.agent_cgroup(&agent.name).into()),
+        ("FSB_CGROUP", node.place.below(&dirs.agent_cgroup(&agent.name)).into()),
         ("FSB_POOL", agent.pool.clone().into()),
         ("POD_NAME", agent.name.clone().into()),
         ("POD_UID", uid().into()),

@@ -1,6 +1,6 @@
 //! What all nodes of a machine share: the order in which they choose networks, and settings of the kernel, which are put
 //! back to what they were when the last node that needs them goes: the switch for forwarding, the controllers that the
-//! root of cgroup v2 gives to its children, and the limit of epoll watches.
+//! cgroups of v2 in which nodes lie give to their children, and the limit of epoll watches.
 
 use super::dirs::Dirs;
 use super::lock::Lock;
@@ -22,8 +22,8 @@ const SWITCH: &str = "/proc/sys/net/ipv4/ip_forward";
 const INTERFACES: &str = "/proc/sys/net/ipv4/conf";
 /// There while there is a node: the other settings.
 const SETTINGS: &str = "/run/fast-sandbox.settings";
-/// Not there on v1 and hybrid machines.
-const GIVEN: &str = "/sys/fs/cgroup/cgroup.subtree_control";
+/// The name of files with the controllers that a cgroup of v2 gives to its children.
+const GIVEN: &str = "cgroup.subtree_control";
 /// How many epoll watches a user of the machine may have (epoll(7)).
 const WATCHES: &str = "/proc/sys/fs/epoll/max_user_watches";
 const WAIT: Duration = Duration::from_secs(30);
@@ -74,10 +74,16 @@ pub(crate) fn unforward(dirs: &Dirs) -> Result<()> {
 }
 
 /// Writes down that a node needs controllers for its cgroups, which its keepers turn on, and as many epoll watches as no
-/// sandbox can take. Only within [`alone`].
-pub(crate) fn need_settings(dirs: &Dirs) -> Result<()> {
-    let now = [GIVEN, WATCHES].into_iter().filter_map(|path| Some((path.into(), std::fs::read_to_string(path).ok()?)));
-    let state = joined(read(SETTINGS), dirs, now.collect());
+/// sandbox can take. `given`: the file of the cgroup of v2 in which it lies. Only within [`alone`].
+pub(crate) fn need_settings(dirs: &Dirs, given: Option<PathBuf>) -> Result<()> {
+    let paths = given.into_iter().chain([WATCHES.into()]);
+    let mut state = joined(read(SETTINGS), dirs, BTreeMap::new());
+    // Nodes may lie in different cgroups: of each what was before the first of them.
+    for path in paths.filter(|path| !state.before.contains_key(path)).collect::<Vec<_>>() {
+        if let Ok(value) = std::fs::read_to_string(&path) {
+            state.before.insert(path, value);
+        }
+    }
     write(SETTINGS, &state)?;
     if let Some(watches) = state.before.get(Path::new(WATCHES)).and_then(|before| enough_watches(before)) {
         // It may be read-only, in a container: then it is as README's Limits say.
@@ -92,13 +98,17 @@ pub(crate) fn return_settings(dirs: &Dirs) -> Result<()> {
     if let Some(watches) = before.get(Path::new(WATCHES)) {
         let _ = std::fs::write(WATCHES, watches);
     }
-    if let Some(given) = before.get(Path::new(GIVEN)) {
-        let now = std::fs::read_to_string(GIVEN).context(|| format!("cannot read {GIVEN}"))?;
+    for (path, given) in before.iter().filter(|(path, _)| path.ends_with(GIVEN)) {
+        let now = match std::fs::read_to_string(path) {
+            // The unit has gone in which a node lay.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other.context(|| format!("cannot read {}", path.display()))?,
+        };
         for controller in surplus(given, &now) {
-            match std::fs::write(GIVEN, format!("-{controller}")) {
+            match std::fs::write(path, format!("-{controller}")) {
                 // Somebody else has begun to use it meanwhile.
                 Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
-                other => other.context(|| format!("cannot take {controller} back in {GIVEN}"))?,
+                other => other.context(|| format!("cannot take {controller} back in {}", path.display()))?,
             }
         }
     }

@@ -22,6 +22,7 @@ mod keeper;
 mod lock;
 mod mounts;
 mod network;
+pub(crate) mod place;
 mod process;
 pub(crate) mod program;
 mod record;

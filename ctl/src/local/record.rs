@@ -1,6 +1,7 @@
 //! `RUN/node.json`: what was started, so that it can be found again.
 
 use super::dirs::Dirs;
+use super::place::Place;
 use super::process::Process;
 use super::subnets::Subnet;
 use super::tcp::Tcp;
@@ -26,7 +27,9 @@ pub(crate) struct Node {
     pub(crate) tcp: Option<Tcp>,
     /// The controller's TCP addresses.
     pub(crate) addresses: Addresses,
-    /// Directories of the supervisor's own cgroup, one per hierarchy.
+    /// Where its cgroups lie,
+    pub(crate) place: Place,
+    /// and in which directories, one per hierarchy.
     pub(crate) cgroups: Vec<PathBuf>,
     pub(crate) controller: Option<Process>,
     /// By the agent's name.

@@ -3,10 +3,11 @@
 use super::agents::Flags;
 use super::dirs::Dirs;
 use super::lock::Lock;
+use super::place::Place;
 use super::process::Process;
 use super::record::{Addresses, Agent, Keeper, Node};
 use super::tear_down::{Ending, tear_down};
-use super::{capacity, cgroups, controller, firewall, global, keeper, mounts, network, sweep};
+use super::{capacity, controller, firewall, global, keeper, mounts, network, sweep};
 use crate::client;
 use crate::doctor;
 use crate::error::{Context, Failure, Result};
@@ -52,6 +53,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
     let node = match Node::read(dirs) {
         Some(node) if node.lives() => {
             log("goes on with the processes of the supervisor before");
+            node.place.settle()?;
             node
         }
         left => {
@@ -59,12 +61,13 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
                 tear_down(dirs, left.as_ref(), Ending::AtOnce)?;
                 mounts::ensure_tmpfs(&dirs.run, &dirs.state)?;
             }
-            cgroups::leave_session();
-            match make(flags, dirs) {
+            let place = Place::find()?;
+            match place.settle().and_then(|()| make(flags, dirs, place.clone())) {
                 Ok(node) => node,
                 Err(failure) => {
                     // A half-made node is no node.
                     let _ = tear_down(dirs, None, Ending::AtOnce);
+                    place.leave();
                     return Err(failure);
                 }
             }
@@ -79,7 +82,7 @@ pub(crate) fn run(flags: &Flags, dirs: &Dirs, detached: bool) -> Result<u8> {
 }
 
 /// Chooses networks and ports, makes the networks, and writes the plan down.
-fn make(flags: &Flags, dirs: &Dirs) -> Result<Node> {
+fn make(flags: &Flags, dirs: &Dirs, place: Place) -> Result<Node> {
     let mut agents = flags.agents(dirs, capacity::available_kib())?;
     global::alone(|| {
         // A crash may have left links; their networks count as free.
@@ -100,13 +103,14 @@ fn make(flags: &Flags, dirs: &Dirs) -> Result<Node> {
             controller_args: flags.controller_arg.clone(),
             addresses: Addresses::choose(dirs, tcp.as_ref())?,
             tcp,
-            cgroups: cgroups::own(),
+            cgroups: place.directories(),
+            place,
             controller: None,
             keepers: BTreeMap::new(),
         };
         // Written before anything is made: what is half made can be found.
         node.write(dirs)?;
-        global::need_settings(dirs)?;
+        global::need_settings(dirs, node.place.controllers())?;
         // Before there is a link to go through.
         firewall::open(dirs, &node.agents, flags.subnet, node.egress)?;
         for agent in &node.agents {

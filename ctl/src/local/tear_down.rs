@@ -42,6 +42,9 @@ pub(crate) fn tear_down(dirs: &Dirs, node: Option<&Node>, ending: Ending) -> Res
     }
     try_to(network::remove_links(dirs));
     try_to(global::alone(|| global::return_settings(dirs)));
+    if let Some(node) = node {
+        node.place.leave();
+    }
     try_to(global::alone(|| firewall::close(dirs)));
     let unmounted = mounts::unmount_below(&dirs.run);
     let clear = unmounted.is_ok();

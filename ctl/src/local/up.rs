@@ -212,6 +212,7 @@ fn welcome(dirs: &Dirs, node: &Node) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::place::Place;
     use crate::local::record::Addresses;
 
     #[test]
@@ -227,6 +228,7 @@ mod tests {
             controller_args: vec![],
             tcp: None,
             addresses: Addresses { fastpath: None, metrics: text(), health: text() },
+            place: Place::Own,
             cgroups: vec![],
             controller: None,
             keepers: Default::default(),
