@@ -8,6 +8,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// More files than a log ever has: LOG_MAX_FILES is 1,000 at most, a writer may keep one more, and has another one while it
+/// begins a new one.
+pub const MOST_FILES: usize = 1 << 11;
+
 /// The file of the log at `log` that is `number` rotations old.
 pub fn numbered(log: &Path, number: usize) -> PathBuf {
     match number {

@@ -92,13 +92,13 @@ pub(crate) async fn tell(agent: Arc<Agent>) {
             () = attached.changed.notified() => {}
             () = agent.shutdown.cancelled() => return,
         }
-        let changed: Vec<(String, Option<u64>)> = {
+        let changed: Vec<(Option<u64>, String)> = {
             let mut state = lock(&attached.state);
             let ids = std::mem::take(&mut state.changed);
             let slowest = |id: &String| state.readers.get(id).and_then(|readers| readers.values().min().copied());
-            ids.into_iter().map(|id| (slowest(&id), id)).map(|(place, id)| (id, place)).collect()
+            ids.into_iter().map(|id| (slowest(&id), id)).collect()
         };
-        for (id, taken) in changed {
+        for (taken, id) in changed {
             // A keeper that is gone holds nothing.
             let _ = agent.keeper.read_log(&id, taken).await;
         }

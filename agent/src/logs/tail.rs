@@ -7,7 +7,7 @@
 
 use super::record;
 use bytes::{Buf, Bytes};
-use fsb_host::logfile::{Base, base_path, numbered};
+use fsb_host::logfile::{Base, MOST_FILES, base_path, numbered};
 use fsb_proto::fastpath::LogLine;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,8 +18,6 @@ use std::path::{Path, PathBuf};
 /// Read at a time, in bytes, and what of a log waits for a reader who does not read on. The keeper's longest line fits,
 /// 16 KiB of text with its head; a longer one is cut.
 const BLOCK_BYTES: usize = (16 << 10) + 256;
-/// More rotated files than anybody keeps.
-const MOST_FILES: usize = 1000;
 /// How often files are opened that are rotated meanwhile.
 const TRIES: u32 = 100;
 /// Enough of a line to see whether it is complete.
@@ -492,6 +490,18 @@ mod tests {
         std::fs::rename(log.path(), name(1)).unwrap();
         log.write(&["d"]);
         assert_eq!(all(&mut tail), ["d"]);
+    }
+
+    #[test]
+    fn as_many_files_as_a_writer_may_have_are_read() {
+        let mut log = Log::new();
+        // LOG_MAX_FILES is 1,000 at most; the last words of a program may take one more, which is begun before one goes.
+        for n in (0..1002).rev() {
+            log.write(&["a"]);
+            std::fs::rename(log.path(), log.0.path().join("written")).unwrap();
+            std::fs::rename(log.0.path().join("written"), numbered(&log.path(), n)).unwrap();
+        }
+        assert_eq!(all(&mut log.open(None)).len(), 1002);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use super::Handle;
 use super::engine::{Engine, MODE};
 use fsb_host::epoll::write_at;
-use fsb_host::logfile::{Base, base_path, numbered};
+use fsb_host::logfile::{Base, MOST_FILES, base_path, numbered};
 use std::cell::Cell;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -25,8 +25,6 @@ pub(crate) struct Rotation {
     pub(crate) files: usize,
 }
 
-/// More than are ever kept.
-const MOST_FILES: usize = 1 << 11;
 /// Waits between attempts to write to a disk that refuses.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(2);
